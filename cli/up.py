@@ -19,6 +19,7 @@ from rich.console import Console
 
 from cli.banner import announce
 from cli.instances import announced
+from cluster.machine_check import check_machine
 from cluster.ray.env import prepare_fresh_ray
 from cluster.served_model import kv_pools_of, model_of
 from cluster.server_ports import claimed
@@ -51,6 +52,8 @@ def run_up(path: Path | None, flags: Mapping[str, object], address: str, *, is_l
     spec = model_of(config)
     warn_of_tokens_beyond(TextModel(spec.folder), spec.vocabulary_size)
     check_access(config)
+    if not address:  # its processes may run elsewhere
+        check_machine(config, spec)
     with contextlib.ExitStack() as claims:
         claims.enter_context(claimed(config))
         if address:

@@ -207,6 +207,12 @@ STORAGE_FAILED = Event(
 RANKS_RESTARTED = Event(
     "ranks_restarted", INFO, "fresh ranks are ready", ("rank_pids", "exit_codes", "took_s")
 )
+RANK_LINGERS = Event(
+    "rank_lingers",
+    WARNING,
+    "a rank was killed and has not ended yet; its worker goes on, and its memory is free later",
+    ("rank_pid", "waited_s"),
+)
 ROUTER_CONNECTED = Event(
     "router_connected", INFO, "a router opened its session with this worker", ("router_id",)
 )

@@ -19,6 +19,7 @@ import fcntl
 import functools
 import hashlib
 import os
+import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -57,10 +58,20 @@ def fingerprint_of(layout: KVLayout, hash_key: bytes, slots_per_segment: int) ->
     return hashlib.blake2b(words.encode(), key=hash_key, digest_size=32).digest()
 
 
-def slots_for(layout: KVLayout, num_bytes: int) -> int:
-    """Slots whose files take at most so many bytes."""
-    payload_bytes = BlockBytes(layout).payload_bytes
-    return num_bytes // bytes_of_slot(payload_bytes, layout.block_size_tokens)
+def disk_block_bytes(layout: KVLayout) -> int:
+    """What a block takes of the disk at most."""
+    return bytes_of_slot(BlockBytes(layout).payload_bytes, layout.block_size_tokens)
+
+
+def check_writable(folder: Path) -> None:
+    """Try to make a file where a folder is or would be made, and leave nothing behind.
+
+    Raises:
+        OSError: It cannot be made.
+    """
+    there = next(each for each in (folder, *folder.parents) if each.exists())
+    with tempfile.TemporaryFile(dir=there):
+        pass
 
 
 class DiskStore:

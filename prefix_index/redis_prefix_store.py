@@ -12,18 +12,17 @@ scripts.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-from collections.abc import Awaitable, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from redis import asyncio as redis_asyncio
 from redis.exceptions import RedisError
 
 from core.ids import WorkerLife
 from core.ports import START, StoreFailed
+from prefix_index.redis_calls import CALL_TIMEOUT_S, bounded
 
-CALL_TIMEOUT_S = 0.05
 TIMER_S = 0.15
 """How late a server may answer a call that waits: it looks at its timers ten times a second."""
 LOG_ENTRIES = 4_096
@@ -33,7 +32,6 @@ FIELD = "e"
 COUNT = "n"
 """Field of a whole content that says how many segments it has."""
 OLDEST = "0-0"
-Answer = TypeVar("Answer")
 
 
 class RedisPrefixStore:
@@ -65,7 +63,7 @@ class RedisPrefixStore:
         for batch in batches:
             pipeline.xadd(key, {FIELD: batch}, maxlen=LOG_ENTRIES, approximate=True)
         pipeline.pexpire(key, int(ttl_s * 1000))
-        answers = await _bounded(pipeline.execute())
+        answers = await bounded(pipeline.execute())
         if after != START and not answers[0]:
             raise StoreFailed("the log has lost what was added last, as after a failover")
         return _text(answers[-2])
@@ -82,8 +80,8 @@ class RedisPrefixStore:
             pipeline = self._client.pipeline(transaction=False)
             pipeline.hset(key, name, value)
             pipeline.pexpire(key, ttl_ms)
-            await _bounded(pipeline.execute())
-        await _bounded(self._client.set(self._key(life, "head"), head, px=ttl_ms))
+            await bounded(pipeline.execute())
+        await bounded(self._client.set(self._key(life, "head"), head, px=ttl_ms))
 
     async def renew(self, life: WorkerLife, number: int, ttl_s: float, after: str = START) -> bool:
         """See `PrefixStore`."""
@@ -92,16 +90,16 @@ class RedisPrefixStore:
             pipeline.xrange(self._key(life, "log"), after, after, count=1)
         for name in ("log", "head", str(number)):
             pipeline.pexpire(self._key(life, name), int(ttl_s * 1000))
-        return all(await _bounded(pipeline.execute()))
+        return all(await bounded(pipeline.execute()))
 
     async def read_head(self, life: WorkerLife) -> bytes | None:
         """See `PrefixStore`."""
-        return _bytes(await _bounded(self._client.get(self._key(life, "head"))))
+        return _bytes(await bounded(self._client.get(self._key(life, "head"))))
 
     async def read_segment(self, life: WorkerLife, number: int, index: int) -> bytes | None:
         """See `PrefixStore`."""
         call: Any = self._client.hget(self._key(life, str(number)), str(index))
-        return _bytes(await _bounded(call))
+        return _bytes(await bounded(call))
 
     async def read_log(
         self, positions: Mapping[WorkerLife, str], wait_s: float
@@ -115,7 +113,7 @@ class RedisPrefixStore:
         pipeline.xread(streams, count=READ_ENTRIES, block=max(1, int(wait_s * 1000)))
         pipeline.time()
         call = pipeline.execute(raise_on_error=False)
-        answer, time = await _bounded(call, wait_s + TIMER_S)
+        answer, time = await bounded(call, wait_s + TIMER_S)
         if isinstance(answer, RedisError):
             raise StoreFailed(str(answer))
         # A Redis of others may not allow it: then nothing is known to be late.
@@ -152,14 +150,6 @@ class RedisPrefixStore:
         if self._waiting is None or self._waiting[0] < wait_s:
             self._waiting = (wait_s, self._new_client(wait_s + TIMER_S + CALL_TIMEOUT_S))
         return self._waiting[1]
-
-
-async def _bounded(call: Awaitable[Answer], wait_s: float = 0.0) -> Answer:
-    try:
-        async with asyncio.timeout(wait_s + 2 * CALL_TIMEOUT_S):
-            return await call
-    except (RedisError, OSError, TimeoutError, ValueError) as error:
-        raise StoreFailed(str(error) or type(error).__name__) from error
 
 
 def _entries(entries: Any) -> list[tuple[Any, dict[bytes, Any]]]:  # noqa: ANN401 - what Redis sent

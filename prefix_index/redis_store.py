@@ -1,18 +1,14 @@
 """Redis as the advisory store.
 
-Owns every use of the Redis client, and the bound on each call. Does not know what is stored.
+Owns the key of the member list. Does not know what is stored.
 """
 
 from __future__ import annotations
 
-import asyncio
-
 from redis import asyncio as redis_asyncio
-from redis.exceptions import RedisError
 
-from core.ports import StoreFailed
+from prefix_index.redis_calls import CALL_TIMEOUT_S, bounded
 
-CALL_TIMEOUT_S = 0.05
 KEY = "baton:members"
 
 
@@ -30,11 +26,7 @@ class RedisStore:
 
     async def put(self, members: str, ttl_s: float) -> None:
         """See `MemberStore`."""
-        try:
-            async with asyncio.timeout(CALL_TIMEOUT_S * 2):
-                await self._client.set(KEY, members, px=int(ttl_s * 1000))
-        except (RedisError, OSError, TimeoutError) as error:
-            raise StoreFailed(str(error)) from error
+        await bounded(self._client.set(KEY, members, px=int(ttl_s * 1000)))
 
     async def close(self) -> None:
         """See `MemberStore`."""

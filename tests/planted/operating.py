@@ -421,4 +421,21 @@ BUGS = [
         "",
         "tests/simulation/test_spans.py::test_an_attempt_that_its_router_cancels_has_its_spans",
     ),
+    Bug(
+        "a process that is late goes on beside its successor",
+        "cluster/local.py",
+        "            with contextlib.suppress(ProcessLookupError):\n"
+        "                self.process.kill()\n"
+        "            raise WorkerLost(\n",
+        "            raise WorkerLost(\n",
+        HERE + "test_a_child_that_does_not_come_up_is_named_with_the_limit",
+    ),
+    Bug(
+        "a store that does not answer is down for no reason",
+        "prefix_index/redis_calls.py",
+        'raise StoreFailed(f"Redis did not answer within {limit_s:g} s") from error',
+        "raise StoreFailed(str(error)) from error",
+        "tests/component/test_mirror.py"
+        "::test_a_store_that_does_not_answer_is_told_of_with_the_limit",
+    ),
 ]

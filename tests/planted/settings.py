@@ -3,6 +3,8 @@
 from planted.bug import Bug
 
 BY = "tests/unit/core/config/test_renamed.py::"
+CONFIG = "tests/unit/core/test_config.py::"
+CHECK = "tests/unit/cluster/test_machine_check.py::"
 BUGS: list[Bug] = [
     Bug(
         "a setting given by both its names silently takes one",
@@ -24,5 +26,40 @@ BUGS: list[Bug] = [
         "    tree = _copy(tree)\n",
         "",
         BY + "test_pools_that_share_a_group_in_a_file_are_renamed_once_each",
+    ),
+    Bug(
+        "`up` starts what `check-config` refuses",
+        "cli/up.py",
+        "        check_machine(config, spec)\n",
+        "        pass\n",
+        CHECK + "test_what_a_start_would_refuse_is_refused_before_it",
+    ),
+    Bug(
+        "room for less than a block is taken for none",
+        "cluster/block_stores.py",
+        "        if 0 < num_bytes < block_bytes:\n",
+        "        if False:\n",
+        CHECK + "test_what_a_start_would_refuse_is_refused_before_it",
+    ),
+    Bug(
+        "check-config makes the folder of a storage tier",
+        "kv_storage/disk.py",
+        "    there = next(each for each in (folder, *folder.parents) if each.exists())\n",
+        "    _make_private(there := folder)\n",
+        CHECK + "test_what_fits_is_accepted_and_leaves_nothing_behind",
+    ),
+    Bug(
+        "check-config does not read the secrets that a config names",
+        "cluster/machine_check.py",
+        "    with_read_secrets(config)\n",
+        "",
+        CHECK + "test_what_a_start_would_refuse_is_refused_before_it",
+    ),
+    Bug(
+        "a wrong setting is told of in the validator's words",
+        "core/validation_words.py",
+        '    if error["type"] in WORDS:\n',
+        "    if False:\n",
+        CONFIG + "test_a_wrong_value_is_told_of_in_plain_words",
     ),
 ]

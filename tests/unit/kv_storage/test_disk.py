@@ -12,7 +12,7 @@ from core.kv_layout import KVLayout
 from core.ports import BlockCopy
 from core.stored_block import StorageFault, StoredBlock, root_chain
 from kv_storage import disk as disk_module
-from kv_storage.disk import DiskStore, slots_for
+from kv_storage.disk import DiskStore, disk_block_bytes
 from kv_storage.segment_file import PAGE_BYTES
 from simulation.hash_runner import MemoryKV
 
@@ -266,7 +266,7 @@ async def test_a_folder_that_cannot_be_made_costs_the_tier_alone(tmp_path, kv):
 
 async def test_files_take_no_more_room_than_they_were_given(tmp_path, kv):
     for num_bytes in (100_000, 300_000):
-        num_slots = slots_for(LAYOUT, num_bytes)
+        num_slots = num_bytes // disk_block_bytes(LAYOUT)
         store = disk(tmp_path / f"{num_bytes}", num_slots=num_slots)
         await store.find()
         copies = [BlockCopy(BLOCKS[i % 12], i % 12, i) for i in range(num_slots)]

@@ -1,0 +1,34 @@
+"""A bounded call to Redis.
+
+Owns the bound and the words of a failure. Does not know commands.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable
+from typing import TypeVar
+
+from redis.exceptions import RedisError
+
+from core.ports import StoreFailed
+
+CALL_TIMEOUT_S = 0.05
+"""For a connection, and for an answer."""
+Answer = TypeVar("Answer")
+
+
+async def bounded(call: Awaitable[Answer], wait_s: float = 0.0) -> Answer:
+    """Await an answer, which may take `wait_s` and what a connection and an answer may take.
+
+    Raises:
+        StoreFailed: Says why there is none.
+    """
+    limit_s = wait_s + 2 * CALL_TIMEOUT_S
+    try:
+        async with asyncio.timeout(limit_s):
+            return await call
+    except TimeoutError as error:  # has no words of its own
+        raise StoreFailed(f"Redis did not answer within {limit_s:g} s") from error
+    except (RedisError, OSError, ValueError) as error:
+        raise StoreFailed(str(error) or type(error).__name__) from error
