@@ -3,6 +3,7 @@
 from planted.bug import Bug
 
 EARLY = "tests/component/test_early_refusals.py::"
+STATUS = "tests/component/test_stream_status.py::"
 
 BUGS = [
     Bug(
@@ -32,5 +33,26 @@ BUGS = [
         "        call.refuse(error.code, outcome_of(error))\n",
         "        call.refuse(error.code)\n",
         EARLY + "test_a_router_that_shuts_down_reads_nothing_more",
+    ),
+    Bug(
+        "a comment says 200 to a request that is refused later",
+        "router/http/sse.py",
+        "            if not events and not self._group.is_admitted:\n",
+        "            if False:\n",
+        STATUS + "test_a_stream_that_is_refused_after_it_has_waited_is_a_503",
+    ),
+    Bug(
+        "a request that waits for its permit counts as admitted",
+        "router/orchestrator.py",
+        "        return run is not None and run.timeline.admitted_at is not None\n",
+        "        return run is not None\n",
+        STATUS + "test_a_stream_is_kept_alive_from_when_it_has_its_permit",
+    ),
+    Bug(
+        "a stream that has its permit is never kept alive",
+        "router/orchestrator.py",
+        "        return run is not None and run.timeline.admitted_at is not None\n",
+        "        return False\n",
+        STATUS + "test_a_stream_is_kept_alive_from_when_it_has_its_permit",
     ),
 ]
