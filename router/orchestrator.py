@@ -224,6 +224,11 @@ class Orchestrator:
                 task.cancel()
         return True
 
+    def is_admitted(self, run_key: RunKey) -> bool:
+        """Return True if the request is running and has its permits."""
+        run = self._runs.get(run_key)
+        return run is not None and run.timeline.admitted_at is not None
+
     def consumed(self, run_key: RunKey, num_positions: int) -> None:
         """Extend the credit: the client has taken `num_positions` of every choice."""
         run = self._runs.get(run_key)

@@ -80,13 +80,22 @@ class GenerationService:
 
     # --- requests ---------------------------------------------------------------------------------
 
+    def check_open(self, tenant: str) -> None:
+        """Refuse a tenant's request before it is read, if it would find no room.
+
+        Raises:
+            Overloaded: The queue is full.
+            Draining: The router is shutting down.
+        """
+        self._admission.check_open(tenant)
+
     async def make_request(self, params: RequestParams) -> GenerateRequest:
         """Validate parameters and turn them into a request.
 
         Raises:
             ServingError: Names what is wrong with them.
         """
-        self._admission.check_open(params.identity.tenant)
+        self.check_open(params.identity.tenant)
         return await self._builder.make(params)
 
     async def make_requests(self, all_params: Sequence[RequestParams]) -> list[GenerateRequest]:
@@ -96,7 +105,7 @@ class GenerationService:
             ServingError: One of them is wrong; none is started.
         """
         if all_params:
-            self._admission.check_open(all_params[0].identity.tenant)
+            self.check_open(all_params[0].identity.tenant)
             self._admission.check_share(len(all_params), num_choices(all_params[0]))
         made: list[GenerateRequest] = []
         for index, params in enumerate(all_params):

@@ -20,7 +20,7 @@ from core.errors import Cancelled, InternalError, ServingError, Unauthenticated
 from router.access.bad_keys import BadKeys
 from router.access.credentials import Keyring
 from router.access.identities import Right
-from router.calls import Call, begin, peer_address
+from router.calls import Call, begin, outcome_of, peer_address
 from router.grpc.incoming import IncomingMessages
 from router.grpc.limits import bounded
 from router.grpc.requests import abort
@@ -31,6 +31,10 @@ OWN_METHODS = "/baton.v1."
 OPEN_METHODS = f"/{health.SERVICE_NAME}/"
 RIGHTS = {"/baton.v1.Generation/ListModels": Right.ANY_KEY}
 """The right that a method needs, if it is not `Right.GENERATE`."""
+REQUEST_METHODS = frozenset(
+    f"/baton.v1.Generation/{name}" for name in ("Generate", "GenerateStream", "Chat")
+)
+"""Those that need a permit."""
 _BEHAVIOURS = ("unary_unary", "unary_stream", "stream_unary", "stream_stream")
 
 
@@ -40,6 +44,10 @@ class Guarded(Protocol):
     keyring: Keyring
     bad_keys: BadKeys
     recorder: Recorder
+
+    def check_open(self, tenant: str) -> None:
+        """Refuse a tenant's request before it is read, if it would find no room."""
+        ...
 
 
 class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]
@@ -71,6 +79,8 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]
                 str(values[0]) if len(values) == 1 else ""
             )
             call.identity.check(RIGHTS.get(details.method, Right.GENERATE))
+            if details.method in REQUEST_METHODS:
+                self._service.check_open(call.identity.tenant)
         except ServingError as error:
             return self._refusal(call, error)
         if handler is None:
@@ -87,7 +97,7 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]
 
     def _refusal(self, call: Call, error: ServingError) -> Any:  # noqa: ANN401
         """Make a handler that refuses at once: any other shape would read a message first."""
-        call.refuse(error.code)
+        call.refuse(error.code, outcome_of(error))
 
         async def refuse(_: Any, context: Any) -> None:  # noqa: ANN401
             call.address = peer_address(context.peer())

@@ -34,6 +34,7 @@ from router.http.bodies import (
 )
 from router.http.body_model import parse_body
 from router.http.body_reading import BodyReader
+from router.http.errors import REQUEST_ID_HEADER
 from router.http.formatters import (
     ChatFormatter,
     CompletionFormatter,
@@ -57,7 +58,6 @@ from router.service import GenerationService
 
 MAX_HEADER_CHARACTERS = 1024
 TIMING_HEADER = "x-baton-timing"
-REQUEST_ID_HEADER = "x-request-id"
 IGNORED_HEADER = "x-baton-ignored-params"
 KEY_HEADER = "idempotency-key"
 """Requests with one key are one request: they run one at a time, and draw the same tokens."""

@@ -19,7 +19,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from core.errors import ClientError, InternalError, ServingError
 from router.access.identities import Right
-from router.http.api import IGNORED_HEADER, REQUEST_ID_HEADER, HttpApi, correlation_of
+from router.http.api import IGNORED_HEADER, HttpApi, correlation_of
 from router.http.auth import Guard, needs
 from router.http.bodies import (
     ChatBody,
@@ -32,7 +32,8 @@ from router.http.bodies import (
     TokenizeChatBody,
 )
 from router.http.body_reading import BodyReader
-from router.http.errors import error_response, plain_error
+from router.http.early_refusal import CHAT_PATH, COMPLETIONS_PATH, EarlyRefusal
+from router.http.errors import REQUEST_ID_HEADER, error_response, plain_error
 from router.refusals import METHOD_NOT_ALLOWED, UNSUPPORTED_ENDPOINT
 from router.service import GenerationService
 
@@ -121,8 +122,8 @@ def make_app(
     observe = Right.OBSERVE
     operate = Right.OPERATE
     for path, endpoint, schema, right in (
-        ("/v1/chat/completions", api.chat, _schema(ChatBody), work),
-        ("/v1/completions", api.completions, _schema(CompletionBody), work),
+        (CHAT_PATH, api.chat, _schema(ChatBody), work),
+        (COMPLETIONS_PATH, api.completions, _schema(CompletionBody), work),
         ("/tokenize", api.tokenize, _schema(TokenizeBody, TokenizeChatBody), work),
         ("/detokenize", api.detokenize, _schema(DetokenizeBody), work),
         ("/prefix-index/explain", api.explain_prompt, _schema(ExplainBody, ExplainChatBody), work),
@@ -148,13 +149,14 @@ def make_app(
         rights = [Depends(needs(needed))] if needed else []
         app.get(path, response_model=None, dependencies=rights)(reader)
         app.head(path, response_model=None, include_in_schema=False, dependencies=rights)(reader)
+    # The last one that is added stands outermost: the guard is before the early refusal.
+    app.add_middleware(EarlyRefusal, check_open=service.check_open)
     app.add_middleware(
         Guard,
         keyring=service.keyring,
         bad_keys=service.bad_keys,
         on_ended=service.recorder.call_ended,
     )
-    # Added last, so that it stands outermost.
     if service.config.cors_origins:
         _allow_origins(app, service.config.cors_origins)
     return app

@@ -76,6 +76,7 @@ class Group:
 
     def __init__(self, *batches):
         self.batches, self.is_closed = list(batches), False
+        self.is_admitted = True
 
     @property
     def is_over(self):
