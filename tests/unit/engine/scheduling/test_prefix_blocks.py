@@ -107,15 +107,26 @@ def test_what_did_not_arrive_is_free_again():
         assert scheduler.pool.num_free == 32 and scheduler.prefixes.num_reserved == 0
 
 
-def test_who_waits_for_blocks_comes_first():
+@pytest.mark.parametrize(("num_tokens", "num_blocks"), [(8, 2), (9, 2), (10, 3), (13, 3)])
+def test_room_is_taken_for_all_tokens_but_the_last(num_tokens, num_blocks):
+    mine = prefix(scheduler := engine(), PROMPT[:num_tokens])
+    assert scheduler.prefixes.reserve(mine) == 0
+    assert len(mine.block_table) == num_blocks
+
+
+@pytest.mark.parametrize("num_cached", [0, 1])
+def test_who_waits_for_blocks_comes_first(num_cached):
+    """What is cached takes room, too: it can no longer be evicted for the other."""
     scheduler = engine(num_blocks=12)
+    if num_cached:
+        cached(scheduler, PROMPT[:SIZE])
     waiting = GenerateRequest("r", "", tuple(range(40)), SamplingParams(max_tokens=1), 1, 0.0)
     sequence = scheduler.new_sequence(waiting, 0, (0,), (), 0.0)
     scheduler.submit(sequence)
     assert scheduler.prefixes.reserve(prefix(scheduler)) is None
     assert scheduler.pool.num_held == 0
     scheduler.cancel(sequence)
-    assert scheduler.prefixes.reserve(prefix(scheduler)) == 0
+    assert scheduler.prefixes.reserve(prefix(scheduler)) == num_cached
 
 
 @pytest.mark.parametrize("why", ["share", "pool", "step"])
