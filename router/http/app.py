@@ -20,7 +20,7 @@ from starlette.middleware.cors import CORSMiddleware
 from core.errors import ClientError, InternalError, ServingError
 from router.access.identities import Right
 from router.http.api import IGNORED_HEADER, REQUEST_ID_HEADER, HttpApi, correlation_of
-from router.http.auth import Guard, needs
+from router.http.auth import HttpGuard, needs
 from router.http.bodies import (
     ChatBody,
     CompletionBody,
@@ -149,7 +149,7 @@ def make_app(
         app.get(path, response_model=None, dependencies=rights)(reader)
         app.head(path, response_model=None, include_in_schema=False, dependencies=rights)(reader)
     app.add_middleware(
-        Guard,
+        HttpGuard,
         keyring=service.keyring,
         bad_keys=service.bad_keys,
         on_ended=service.recorder.call_ended,
