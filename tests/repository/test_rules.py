@@ -36,11 +36,11 @@ def test_every_module_opens_with_what_it_owns():
 def test_no_file_is_longer_than_a_room():
     for package in PACKAGES:
         for path in (ROOT / package).rglob("*.py"):
-            assert len(path.read_text().splitlines()) <= 500, path
+            assert len(path.read_text().splitlines()) <= 400, path
 
 
-LONGER = {"tests/e2e/test_fuzz.py", "tests/e2e/test_golden.py", "tests/planted/operating.py"}
-"""Still to be cut."""
+LONGER = {"tests/e2e/test_golden.py"}
+"""Its parts share two clusters, whose start takes longer than all of them."""
 
 
 def test_no_file_of_tests_is_longer_than_one_of_the_product():
