@@ -25,7 +25,7 @@ from core.ids import TransferId
 from core.plan import StepPlan
 from core.session import ConnectPeers, Role, Task
 from core.types import Logprob
-from engine.scheduling.events import HandoverEvent, Reserved
+from engine.scheduling.events import BlocksReserved, HandoverEvent
 from engine.scheduling.scheduler import Scheduler
 from engine.scheduling.sequence import Sequence, Status
 from kv_transfer.receiver import Arrival, FetchOrder, ReceiverCallbacks
@@ -33,7 +33,7 @@ from kv_transfer.reserved_blocks import Reservation
 from worker.attempt import Attempt
 from worker.checking import check_first_tokens
 from worker.components import TransferAgents, WorkerComponents
-from worker.ports import Attempts
+from worker.ports import WorkerAttempts
 from worker.sequences import add_sequence
 
 
@@ -61,7 +61,7 @@ class DecodeRole:
         self,
         components: WorkerComponents,
         scheduler: Scheduler,
-        attempts: Attempts,
+        attempts: WorkerAttempts,
         agents: TransferAgents,
     ) -> None:
         """Join a worker."""
@@ -128,7 +128,7 @@ class DecodeRole:
 
     def take(self, event: HandoverEvent) -> None:
         """Act on an arrival's event."""
-        if not isinstance(event, Reserved):
+        if not isinstance(event, BlocksReserved):
             raise InvariantViolation("a decode worker computed a hand-over")
         self._reserved(event.sequence, event.num_have_blocks)
 

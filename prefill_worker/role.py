@@ -15,13 +15,13 @@ from core.errors import Cancelled, InvalidRequest, InvariantViolation, ServingEr
 from core.ids import TransferId
 from core.plan import StepPlan
 from core.session import ConnectPeers, Role, Task
-from engine.scheduling.events import Announced, HandoverEvent, Preempted, Reserved, Started
+from engine.scheduling.events import Announced, BlocksReserved, HandoverEvent, Preempted, Started
 from engine.scheduling.scheduler import Scheduler
 from engine.scheduling.sequence import Handover, Sequence, Status
 from kv_transfer.sender import Blocks, Offer, SenderCallbacks
 from worker.attempt import Attempt
 from worker.components import TransferAgents, WorkerComponents
-from worker.ports import Attempts
+from worker.ports import WorkerAttempts
 from worker.sequences import add_sequence
 
 
@@ -55,7 +55,7 @@ class PrefillRole:
         self,
         components: WorkerComponents,
         scheduler: Scheduler,
-        attempts: Attempts,
+        attempts: WorkerAttempts,
         agents: TransferAgents,
     ) -> None:
         """Join a worker."""
@@ -165,7 +165,7 @@ class PrefillRole:
                 self._started(sequence)
             case Preempted(sequence, pins):
                 self._preempted(sequence, list(pins))
-            case Reserved():
+            case BlocksReserved():
                 raise InvariantViolation("a prefill worker reserved blocks for an arrival")
 
     def _announce(self, sequence: Sequence) -> None:

@@ -23,7 +23,7 @@ from simulation.network import on_node
 from simulation.ports import NodeClock
 from simulation.router_node import SimRouter
 from simulation.runner import SimRunner
-from simulation.shape import Shape
+from simulation.shape import ClusterShape
 from simulation.world import World
 from worker.attempt import Attempt
 from worker.worker import Worker
@@ -32,7 +32,7 @@ from worker.worker import Worker
 class SimCluster(World):
     """Routers and workers on the running virtual loop."""
 
-    def __init__(self, shape: Shape, seed: int) -> None:
+    def __init__(self, shape: ClusterShape, seed: int) -> None:
         """Prepare; `start` brings the nodes up."""
         super().__init__(shape, seed)
         self.units: dict[str, Worker] = {}

@@ -17,7 +17,7 @@ HASH_KEY = hash_key(CLUSTER_KEY)
 
 
 @dataclass(slots=True)
-class Shape:
+class ClusterShape:
     """Sizes of a simulated cluster."""
 
     prefill: int = 2

@@ -24,7 +24,7 @@ from kv_transfer.agent import OnFault
 from kv_transfer.receive_agent import ReceiveAgent
 from kv_transfer.send_agent import SendAgent
 from kv_transfer.threadsafe_callbacks import Post, watched
-from worker.ports import Attempts, RestartableRunner, WorkerRole
+from worker.ports import RestartableRunner, WorkerAttempts, WorkerRole
 from worker.router_session import FRAME_BYTES
 
 
@@ -73,7 +73,7 @@ class MakeRole(Protocol):
         self,
         components: WorkerComponents,
         scheduler: Scheduler,
-        attempts: Attempts,
+        attempts: WorkerAttempts,
         agents: TransferAgents,
         /,
     ) -> WorkerRole:

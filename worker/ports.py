@@ -78,7 +78,7 @@ class WorkerRole(Protocol):
         ...
 
 
-class Attempts(Protocol):
+class WorkerAttempts(Protocol):
     """What a role asks of the worker that it belongs to."""
 
     def wake(self) -> None:

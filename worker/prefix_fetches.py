@@ -28,7 +28,7 @@ from kv_transfer.receiver import Arrival, FetchOrder
 from kv_transfer.reserved_blocks import Reservation
 from worker.attempt import Attempt
 from worker.components import TransferAgents, WorkerComponents
-from worker.ports import Attempts
+from worker.ports import WorkerAttempts
 
 MAX_FETCHES = 64
 """At once; the prompts of more are computed, which is what the engine is there for."""
@@ -55,7 +55,7 @@ class PrefixFetches:
         self,
         components: WorkerComponents,
         scheduler: Scheduler,
-        attempts: Attempts,
+        attempts: WorkerAttempts,
         agents: TransferAgents,
     ) -> None:
         """Fetch nothing yet."""
@@ -81,7 +81,7 @@ class PrefixFetches:
     # --- called by the worker ---------------------------------------------------------------------
 
     def begin(self, attempt: Attempt) -> bool:
-        """Fetch the prefix of an attempt that has one to fetch; `Attempts.queue` follows.
+        """Fetch the prefix of an attempt that has one to fetch; `WorkerAttempts.queue` follows.
 
         Returns:
             False if there is nothing to wait for.

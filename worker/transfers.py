@@ -18,7 +18,7 @@ from kv_transfer.threadsafe_callbacks import ThreadsafeReceiverCallbacks, Thread
 from worker.attempt import Attempt
 from worker.checking import check_offer
 from worker.components import Loops, TransferAgents, WorkerComponents
-from worker.ports import Attempts
+from worker.ports import WorkerAttempts
 from worker.prefix_fetches import PrefixFetches
 from worker.prefix_offers import PrefixOffers
 
@@ -30,7 +30,7 @@ class Transfers:
         self,
         components: WorkerComponents,
         scheduler: Scheduler,
-        attempts: Attempts,
+        attempts: WorkerAttempts,
         loops: Loops,
     ) -> None:
         """Make the agents and all that they work for; nothing listens yet."""

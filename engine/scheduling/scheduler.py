@@ -38,8 +38,8 @@ from engine.scheduling.block_supply import BlockSupply
 from engine.scheduling.block_tables import BlockTables, Limits
 from engine.scheduling.events import (
     Announced,
+    BlocksReserved,
     HandoverEvents,
-    Reserved,
     SchedulerEvent,
 )
 from engine.scheduling.order import ArrivalOrder, Order
@@ -178,7 +178,7 @@ class Scheduler:
     def submit_arrival(self, sequence: Sequence) -> None:
         """Queue a new sequence whose KV another worker sends: it wants blocks, and no step.
 
-        `Reserved` reports that it has all it needs, after `reserve_in_turn` or a plan.
+        `BlocksReserved` reports that it has all it needs, after `reserve_in_turn` or a plan.
 
         Raises:
             InvariantViolation: It is not new.
@@ -246,7 +246,7 @@ class Scheduler:
         sequence.hash_blocks()  # now, while the KV is on its way, and not when it is there
         sequence.started_at = now_s
         self.arriving[sequence.key] = sequence
-        self._events.add(Reserved(sequence, len(hits)))
+        self._events.add(BlocksReserved(sequence, len(hits)))
 
     def attach(
         self, sequence: Sequence, first_tokens: dict[int, Logprob], now_s: float

@@ -50,11 +50,11 @@ class Guarded(Protocol):
         ...
 
 
-class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]
+class GrpcGuard(grpc.aio.ServerInterceptor):  # type: ignore[misc]
     """Runs before every method."""
 
     def __init__(self, service: Guarded, incoming: IncomingMessages) -> None:
-        """Guard `service`; `incoming` reads the messages."""
+        """GrpcGuard `service`; `incoming` reads the messages."""
         self._service = service
         self._incoming = incoming
 

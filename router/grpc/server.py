@@ -37,7 +37,7 @@ from protos.baton.v1 import generation_pb2_grpc
 from router.access.certificate import ServerCertificate
 from router.calls import caller
 from router.descriptors import MAX_GRPC_CONNECTIONS
-from router.grpc.auth import Guard
+from router.grpc.auth import GrpcGuard
 from router.grpc.incoming import IncomingMessages
 from router.grpc.requests import abort, chat_params, chat_prompt, generate_params, optional
 from router.reply_thread import in_reply_thread
@@ -354,7 +354,7 @@ class GrpcServer:
             ("grpc.max_concurrent_streams", MAX_STREAMS),
             ("grpc.max_allowed_incoming_connections", self.max_connections),
         ]
-        guard = Guard(self._service, IncomingMessages(config.body_timeout_s))
+        guard = GrpcGuard(self._service, IncomingMessages(config.body_timeout_s))
         server = grpc.aio.server(options=options, interceptors=[guard])
         generation_pb2_grpc.add_GenerationServicer_to_server(
             GenerationServicer(self._service), server

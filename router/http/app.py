@@ -20,7 +20,7 @@ from starlette.middleware.cors import CORSMiddleware
 from core.errors import ClientError, InternalError, ServingError
 from router.access.identities import Right
 from router.http.api import IGNORED_HEADER, HttpApi, correlation_of
-from router.http.auth import Guard, needs
+from router.http.auth import HttpGuard, needs
 from router.http.bodies import (
     ChatBody,
     CompletionBody,
@@ -152,7 +152,7 @@ def make_app(
     # The last one that is added stands outermost: the guard is before the early refusal.
     app.add_middleware(EarlyRefusal, check_open=service.check_open)
     app.add_middleware(
-        Guard,
+        HttpGuard,
         keyring=service.keyring,
         bad_keys=service.bad_keys,
         on_ended=service.recorder.call_ended,

@@ -16,15 +16,6 @@ from client.endpoints import Endpoints, speaks_tls
 from core.errors import ConfigError
 from protos.baton.v1 import generation_pb2 as pb
 from protos.baton.v1 import generation_pb2_grpc
-from transport.certificates import make_certificates
-
-
-@pytest.fixture(scope="module")
-def tls(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tls")
-    make_certificates(folder, ["localhost", "127.0.0.1"])
-    return folder
-
 
 # --- servers over TLS -----------------------------------------------------------------------------
 

@@ -35,13 +35,6 @@ def told(caplog):
     return lambda: [(r.event, r.fields) for r in caplog.records if hasattr(r, "event")]
 
 
-@pytest.fixture(scope="module")
-def tls(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tls")
-    make_certificates(folder, ["localhost", "127.0.0.1"])
-    return folder
-
-
 # --- the parent of all processes ------------------------------------------------------------------
 
 

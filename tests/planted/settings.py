@@ -1,4 +1,4 @@
-"""Faults of the configuration."""
+"""Bugs of the configuration: what is taken from where, what is refused, what is shown of it."""
 
 from planted.bug import Bug
 
@@ -61,5 +61,54 @@ BUGS: list[Bug] = [
         '    if error["type"] in WORDS:\n',
         "    if False:\n",
         CONFIG + "test_a_wrong_value_is_told_of_in_plain_words",
+    ),
+    Bug(
+        "check-config passes two doors on one port",
+        "core/config/tree.py",
+        "if self.router.http_port and self.router.http_port == self.router.grpc_port:",
+        "if False:",
+        CONFIG + "test_a_wrong_value_is_named",
+    ),
+    Bug(
+        "a process that cannot read its config logs the secrets in it",
+        "core/config/node.py",
+        ", hide_input_in_errors=True)",
+        ")",
+        CONFIG + "test_no_error_about_a_config_has_its_secrets",
+    ),
+    Bug(
+        "a wrong secret is quoted",
+        "core/config/sources.py",
+        "if _may_show(fields, dotted) else",
+        "if dotted else",
+        CONFIG + "test_no_error_about_a_config_has_its_secrets",
+    ),
+    Bug(
+        "a broken config file is quoted",
+        "core/config/file.py",
+        "yaml.compose(io.StringIO(text), ",
+        "yaml.compose(text, ",
+        CONFIG + "test_no_error_about_a_config_has_its_secrets",
+    ),
+    Bug(
+        "a log of a bad body quotes it",
+        "router/http/body_model.py",
+        ", hide_input_in_errors=True)",
+        ")",
+        CONFIG + "test_no_error_about_a_body_has_what_its_client_wrote",
+    ),
+    Bug(
+        "the last of two equal keys in a file silently wins",
+        "core/config/file.py",
+        "                if (key.tag, key.value) in known:\n",
+        "                if False:\n",
+        CONFIG + "test_a_key_that_stands_twice_in_a_file_is_refused",
+    ),
+    Bug(
+        "check-config passes a door key of another certificate",
+        "cli/main.py",
+        "    if resolved.security.door_certificate:\n",
+        "    if False:\n",
+        CONFIG + "test_check_config_refuses_a_door_key_of_another_certificate",
     ),
 ]

@@ -3,12 +3,14 @@
 Owns the composition and the keys of two tenants, a scraper and an operator.
 """
 
+import asyncio
 import contextlib
 import json
 import logging
 
 import grpc.aio
 import httpx
+import pytest
 
 from core import events
 from core.clocks import SystemClock
@@ -133,6 +135,28 @@ def log_lines():
     finally:
         events.LOGGER.setLevel(level)
         events.LOGGER.removeHandler(taker)
+
+
+async def refusal_of(call):
+    """Status of a gRPC call that fails, whole or stream."""
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        if hasattr(call, "read"):
+            await call.read()
+        else:
+            await call
+    return caught.value.code().name
+
+
+async def answer_of(call):
+    """A call as a coroutine, of which a task can be made."""
+    return await call
+
+
+async def until(is_so):
+    """The server's task may end after its client has the answer."""
+    async with asyncio.timeout(5):
+        while not is_so():
+            await asyncio.sleep(0.01)
 
 
 def counted(servers, family, **labels):

@@ -1,6 +1,6 @@
 """A scheduler over the hash model, stepped by hand.
 
-Owns the engine of unit tests and the requests for it.
+Owns the engine of unit tests and the requests and hand-overs for it.
 """
 
 import asyncio
@@ -11,6 +11,7 @@ from engine.scheduling.block_pool import BlockPool
 from engine.scheduling.block_tables import Limits
 from engine.scheduling.events import Sampled, SequenceFailed
 from engine.scheduling.scheduler import Scheduler
+from engine.scheduling.sequence import Handover
 from simulation.hash_runner import HashModel, MemoryKV
 
 
@@ -91,6 +92,24 @@ class Engine:
             assert self.num_steps < limit, "somebody starves"
         assert self.pool.num_held == 0
         return self.tokens
+
+
+SMALL = {"max_tokens": 2, "ignore_eos": True}
+"""Sampling of a request that is soon done."""
+
+
+def hand_over(engine, name, partner, size=40):
+    """Submit a small request whose KV a partner is to get."""
+    small = request(name, [1] * size, **SMALL)
+    handover = Handover(partner)
+    sequence = engine.scheduler.new_sequence(small, 1, (0,), (), 0.0, handover=handover)
+    engine.scheduler.submit(sequence)
+    return sequence
+
+
+def lengths(plan):
+    """Tokens that each sequence computes in a step, by its key."""
+    return {item.sequence_key: len(item.token_ids) for item in plan.items}
 
 
 def request(name, prompt, **sampling):

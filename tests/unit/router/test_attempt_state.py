@@ -4,6 +4,7 @@ import asyncio
 from types import SimpleNamespace
 
 import pytest
+from support.replies import Letters
 
 from core.config import PlacementConfig
 from core.errors import PoolExhausted, Unavailable, WorkerLost
@@ -25,14 +26,6 @@ from router.request_state import RequestState
 
 NUM_SCORES = 10
 SCORES = tuple(Logprob(i, -float(i)) for i in range(NUM_SCORES))
-
-
-class Letters:
-    def push(self, token_id):
-        return chr(token_id)
-
-    def flush(self):
-        return ""
 
 
 def worker(role):

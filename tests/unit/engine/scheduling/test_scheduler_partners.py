@@ -1,28 +1,13 @@
 """Hand-overs and their partners: who is asked, when, and what runs ahead."""
 
-from support.stepping import Engine, request
+from support.stepping import Engine, hand_over, lengths
 
 from engine.scheduling.events import Announced
 from engine.scheduling.queues import MAX_READY, MAX_UNANSWERED
-from engine.scheduling.sequence import Handover, Status
+from engine.scheduling.sequence import Status
 from simulation.wait_reasons import WaitReason, wait_reason_of
 
-SMALL = {"max_tokens": 2, "ignore_eos": True}
-
-
-def lengths(plan):
-    return {i.sequence_key: len(i.token_ids) for i in plan.items}
-
-
 # --- hand-overs -----------------------------------------------------------------------------------
-
-
-def hand_over(engine, name, partner, size=40):
-    sequence = engine.scheduler.new_sequence(
-        request(name, [1] * size, **SMALL), 1, (0,), (), 0.0, handover=Handover(partner)
-    )
-    engine.scheduler.submit(sequence)
-    return sequence
 
 
 def test_a_partner_that_does_not_answer_holds_up_its_own_hand_overs_alone():
