@@ -26,6 +26,7 @@ from planted import (
     settings,
     storage,
     text,
+    tiers,
     transfer,
 )
 from planted.bug import Bug
@@ -327,6 +328,7 @@ BUGS = [
     *settings.BUGS,
     *storage.BUGS,
     *text.BUGS,
+    *tiers.BUGS,
     *transfer.BUGS,
 ]
 
