@@ -19,7 +19,7 @@ from pydantic import BaseModel
 
 from cli.main import app
 from core import events, metrics
-from core.config import BatonConfig
+from core.config import BatonConfig, TierConfig
 from core.config.renamed import RENAMED as RENAMED_KEYS
 from core.errors import all_errors
 from core.types import PHASES, TTFT_PHASES
@@ -117,9 +117,28 @@ def _config(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[object, 
         kind = info.annotation
         if isinstance(kind, type) and issubclass(kind, BaseModel):
             yield from _config(kind, f"{prefix}{name}.")
+        elif get_origin(kind) is dict and issubclass(get_args(kind)[1], BaseModel):
+            yield from _tiers(f"{prefix}{name}.NAME.", info.get_default(call_default_factory=True))
         else:
             default = info.get_default(call_default_factory=True)
             yield f"`{prefix}{name}`", _kind(kind), f"`{default}`", info.description or ""
+
+
+def _tiers(prefix: str, defaults: dict[str, TierConfig]) -> Iterator[tuple[object, ...]]:
+    """A tier's settings, with the defaults of the tiers that are always there."""
+    for name, info in TierConfig.model_fields.items():
+        default = info.get_default(call_default_factory=True)
+        own = [
+            f"; {tier}: `{value}`"
+            for tier, settings in defaults.items()
+            if (value := getattr(settings, name)) != default
+        ]
+        yield (
+            f"`{prefix}{name}`",
+            _kind(info.annotation),
+            f"`{default}`{''.join(own)}",
+            (info.description or ""),
+        )
 
 
 def _renamed() -> str:
@@ -204,6 +223,11 @@ def render() -> str:
                     "`x-baton-timing: 1`",
                     "request",
                     "`timing` in the reply or the last chunk: where the time went",
+                ),
+                (
+                    "`x-baton-tier`",
+                    "both",
+                    "the tier, like `service_tier` in the body; in a reply that which served",
                 ),
                 ("`traceparent`, `tracestate`", "request", "W3C trace context"),
                 ("`Server-Timing`", "reply", "the phases of a plain reply, which browsers show"),

@@ -106,7 +106,7 @@ def check_access(config: BatonConfig) -> None:
     Raises:
         ConfigError: Names the line.
     """
-    check_keys(config.security.api_keys)
+    check_keys(config.security.api_keys, config.tiers)
     host = config.router.host
     security = config.security
     is_readable = bool(security.api_keys) and not security.door_certificate

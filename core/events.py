@@ -250,6 +250,12 @@ KEYS_RELOADED = Event("keys_reloaded", INFO, "the key file was read again", ("ke
 KEY_LINE_REFUSED = Event(
     "key_line_refused", ERROR, "this line of the key file opens nothing", ("reason",)
 )
+KEY_TIER_UNKNOWN = Event(
+    "key_tier_unknown",
+    ERROR,
+    "keys are of a tier that the config has not; they open, and are served in the default tier",
+    ("tier", "keys", "served_as"),
+)
 KEY_FILE_LOST = Event(
     "key_file_lost",
     ERROR,

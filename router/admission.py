@@ -15,11 +15,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from core.errors import Draining, InvalidRequest, Overloaded
-from core.types import MAX_CHOICES, GenerateRequest
+from core.types import CANARY_TIER, MAX_CHOICES, GenerateRequest
 from router.fair_queue import FairQueue
-
-CANARY_TIER = "canary"
-"""Tier of the requests behind `/ready`; they take no permit."""
 
 
 @dataclass(eq=False, slots=True)

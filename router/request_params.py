@@ -62,6 +62,10 @@ class RequestParams:
     session_id: str = ""
     """Prompts of one session probably continue one another."""
     prompt_cache_retention: str = ""
+    service_tier: str = ""
+    """Asked for in the body; empty: the key's."""
+    tier_header: str = ""
+    """Asked for in the header."""
     echoes: bool = False
     """The prompt is shown before the output."""
     trace: TraceContext | None = None

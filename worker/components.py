@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from core.config import EngineConfig, TransferConfig
+from core.config import EngineConfig, TierConfig, TransferConfig, default_tiers
 from core.ids import Incarnation, WorkerId
 from core.kv_layout import KVLayout
 from core.ports import BlockStore, Clock, KVBytes, Network
@@ -133,8 +133,8 @@ class WorkerComponents:
 
     stores: tuple[TierStore, ...] = ()
     """Storage tiers below the pool."""
-    class_weights: Mapping[str, float] = field(default_factory=dict)
-    """What blocks of a class of tenants (`GenerateRequest.tier`) count in them; 1 unless given."""
+    tiers: Mapping[str, TierConfig] = field(default_factory=default_tiers)
+    """By name, as requests have it (`GenerateRequest.tier`)."""
 
     def describe(self) -> WorkerDescriptor:
         """Describe the worker, which listens nowhere yet."""

@@ -47,7 +47,7 @@ def make_origins(components: WorkerComponents) -> BlockOrigins:
         components.engine.num_blocks,
         components.layout.content_digest,
         components.hash_key,
-        components.class_weights,
+        {name: tier.cache_weight for name, tier in components.tiers.items()},
     )
 
 

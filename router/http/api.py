@@ -19,7 +19,7 @@ from core.errors import InvalidRequest, ModelNotFound
 from core.ids import MAX_REQUEST_ID_CHARACTERS
 from core.trace import TraceContext, parse_trace
 from core.types import ChatPrompt
-from router import calls
+from router import calls, tiers
 from router.access.identities import Right
 from router.http.bodies import (
     ChatBody,
@@ -199,7 +199,15 @@ class HttpApi:
             all_params = _resumed(all_params, last_event, is_stream=bool(body.stream))
         identity = request.state.identity
         correlation_id = correlation_of(request)
-        named = [replace(p, identity=identity, correlation_id=correlation_id) for p in all_params]
+        named = [
+            replace(
+                params,
+                identity=identity,
+                correlation_id=correlation_id,
+                tier_header=request.headers.get(tiers.HEADER, ""),
+            )
+            for params in all_params
+        ]
         made = await unless_disconnected(
             request.receive,
             self.service.make_requests(named),
@@ -207,6 +215,7 @@ class HttpApi:
         reply = Reply(formatter, made, self.service.model, self.created_now())
         group = self.service.open(*made)
         headers[REQUEST_ID_HEADER] = correlation_id or str(made[0].request_id)
+        headers[tiers.HEADER] = made[0].tier
         if body.stream:
             has_ids = bool(last_event) or request.headers.get(EVENT_IDS_HEADER) == "1"
             limits = StreamLimits(self.config.keep_alive_s, self.config.slow_reader_s, has_ids)

@@ -36,11 +36,13 @@ from router.http.early_refusal import CHAT_PATH, COMPLETIONS_PATH, EarlyRefusal
 from router.http.errors import REQUEST_ID_HEADER, error_response, plain_error
 from router.refusals import METHOD_NOT_ALLOWED, UNSUPPORTED_ENDPOINT
 from router.service import GenerationService
+from router.tiers import HEADER as TIER_HEADER
 
 log = logging.getLogger(__name__)
 SHOWN_HEADERS = (
     REQUEST_ID_HEADER,
     IGNORED_HEADER,
+    TIER_HEADER,
     "server-timing",
     "retry-after",
     "retry-after-ms",

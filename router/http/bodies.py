@@ -103,6 +103,11 @@ class SamplingBody(Body):
     session_id: StrictStr | None = Field(
         None, description="like prompt_cache_key, and goes before it"
     )
+    service_tier: StrictStr | None = Field(
+        None,
+        description="a tier of the config by its name; flex: batch; priority: interactive; auto, "
+        "default, scale: the key's",
+    )
     return_token_ids: StrictBool | None = Field(None, description="token ids beside the text")
     return_tokens_as_token_ids: StrictBool | None = Field(
         None, description="name tokens `token_id:N` in logprobs"
@@ -161,6 +166,7 @@ class SamplingBody(Body):
             prompt_cache_key=self.prompt_cache_key or "",
             prompt_cache_retention=self.prompt_cache_retention or "",
             session_id=self.session_id or "",
+            service_tier=self.service_tier or "",
             trace=trace,
         )
 

@@ -81,6 +81,7 @@ class Reply:
             "object": formatter.object_chunk,
             "created": created,
             "model": model.name,
+            "service_tier": requests[0].tier,
             "system_fingerprint": model.fingerprint,
         }
         # Nearly all chunks of a stream are text alone: they are joined, not encoded.

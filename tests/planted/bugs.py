@@ -27,6 +27,7 @@ from planted import (
     shedding,
     storage,
     text,
+    tiers,
     transfer,
 )
 from planted.bug import Bug
@@ -329,6 +330,7 @@ BUGS = [
     *shedding.BUGS,
     *storage.BUGS,
     *text.BUGS,
+    *tiers.BUGS,
     *transfer.BUGS,
 ]
 

@@ -6,7 +6,7 @@ import pytest
 
 from cluster import block_stores
 from cluster.block_stores import make_stores
-from core.config import BatonConfig, EngineConfig, load_config, weights_of
+from core.config import BatonConfig, EngineConfig, load_config
 from core.errors import ConfigError, ModelLoadError
 from core.kv_layout import KVLayout
 from core.prefix_changes import StorageTier
@@ -69,11 +69,3 @@ def test_more_memory_than_there_is_is_refused(monkeypatch):
 def test_a_disk_needs_a_folder():
     with pytest.raises(ConfigError, match="disk_folder is empty; name a folder"):
         load_config(flags={"prefix_cache.disk_bytes": 1}, environment={})
-
-
-def test_weights_are_names_and_numbers():
-    assert weights_of("") == {}
-    assert weights_of(" batch=0.25, gold = 4 ") == {"batch": 0.25, "gold": 4.0}
-    for text in ("batch", "batch=much", "batch=0", "batch=-1", "batch=1e9", "batch=nan"):
-        with pytest.raises(ConfigError, match="prefix_cache.tier_weights"):
-            load_config(flags={"prefix_cache.tier_weights": text}, environment={})

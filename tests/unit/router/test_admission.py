@@ -10,8 +10,8 @@ from core.errors import (
     InvalidRequest,
     Overloaded,
 )
-from core.types import GenerateRequest, SamplingParams
-from router.admission import CANARY_TIER, Admission
+from core.types import CANARY_TIER, GenerateRequest, SamplingParams
+from router.admission import Admission
 from simulation.loop import run_virtual
 
 REQUEST = GenerateRequest("r", "m", tuple(range(100)), SamplingParams(), 1, 0.0)
