@@ -86,7 +86,7 @@ class GenerationService:
         Raises:
             ServingError: Names what is wrong with them.
         """
-        self._admission.check_open(params.identity.tenant)
+        self._admission.check_open(self._builder.tier_of(params), params.identity.tenant)
         return await self._builder.make(params)
 
     async def make_requests(self, all_params: Sequence[RequestParams]) -> list[GenerateRequest]:
@@ -96,8 +96,9 @@ class GenerationService:
             ServingError: One of them is wrong; none is started.
         """
         if all_params:
-            self._admission.check_open(all_params[0].identity.tenant)
-            self._admission.check_share(len(all_params), num_choices(all_params[0]))
+            first = all_params[0]
+            self._admission.check_open(self._builder.tier_of(first), first.identity.tenant)
+            self._admission.check_share(len(all_params), num_choices(first))
         made: list[GenerateRequest] = []
         for index, params in enumerate(all_params):
             # Ids that follow from the first: a client that resumes the reply names that one alone.
