@@ -207,6 +207,7 @@ def _admission(components: RouterComponents) -> Admission:
         config.max_queued,
         config.queue_wait_s,
         config.max_queued_tokens,
+        components.tiers.by_name,
     )
 
 

@@ -24,6 +24,7 @@ from core.types import (
     SamplingParams,
     outside,
 )
+from router.access.identities import Identity
 from router.public_prompts import PublicPrompts
 from router.request_limits import RequestLimits, check_prompt, too_long
 from router.request_params import RequestParams, ServedModel, check_text
@@ -102,6 +103,10 @@ class RequestBuilder:
             PermissionDenied: Its key may not have that one.
         """
         return self._tiers.choose(params.identity, params.service_tier, params.tier_header)
+
+    def tiers_open_to(self, identity: Identity) -> list[str]:
+        """List the tiers that a caller may ask for."""
+        return self._tiers.open_to(identity)
 
     async def make(self, params: RequestParams) -> GenerateRequest:
         """Validate parameters and turn them into a request.

@@ -63,13 +63,20 @@ class Tiers:
             )
         own = self.of_key(identity.tier)
         tier = asked or in_header or own
-        if self._delay_s(tier) < self._delay_s(own) and not identity.has(Right.OPERATE):
-            able = [name for name in self.by_name if self._delay_s(name) >= self._delay_s(own)]
+        able = self.open_to(identity)
+        if tier not in able:
             raise PermissionDenied(
                 f"tier {tier} goes before {own}, which is this key's; ask for one of "
                 f"{', '.join(able)}, or use a key of that tier (`baton keys add --tier {tier}`)"
             )
         return tier
+
+    def open_to(self, identity: Identity) -> list[str]:
+        """List the tiers that a caller may ask for."""
+        if identity.has(Right.OPERATE):
+            return list(self.by_name)
+        own_s = self._delay_s(self.of_key(identity.tier))
+        return [name for name in self.by_name if self._delay_s(name) >= own_s]
 
     def _named(self, source: str, name: str) -> str:
         """Read what a client wrote; empty: the key's own tier will do."""

@@ -19,7 +19,7 @@ from grpc_health.v1 import health
 from core.errors import Cancelled, InternalError, ServingError, Unauthenticated
 from router.access.bad_keys import BadKeys
 from router.access.credentials import Keyring
-from router.access.identities import Right
+from router.access.identities import Identity, Right
 from router.calls import Call, begin, outcome_of, peer_address
 from router.grpc.incoming import IncomingMessages
 from router.grpc.limits import bounded
@@ -45,8 +45,8 @@ class Guarded(Protocol):
     bad_keys: BadKeys
     recorder: Recorder
 
-    def check_open(self, tenant: str) -> None:
-        """Refuse a tenant's request before it is read, if it would find no room."""
+    def check_open(self, identity: Identity) -> None:
+        """Refuse a caller's request before it is read, if it would find no room."""
         ...
 
 
@@ -80,7 +80,7 @@ class GrpcGuard(grpc.aio.ServerInterceptor):  # type: ignore[misc]
             )
             call.identity.check(RIGHTS.get(details.method, Right.GENERATE))
             if details.method in REQUEST_METHODS:
-                self._service.check_open(call.identity.tenant)
+                self._service.check_open(call.identity)
         except ServingError as error:
             return self._refusal(call, error)
         if handler is None:

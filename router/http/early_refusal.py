@@ -25,8 +25,8 @@ REQUEST_PATHS = frozenset({COMPLETIONS_PATH, CHAT_PATH})
 class EarlyRefusal:
     """ASGI middleware; it expects the guard's identity in `scope["state"]`."""
 
-    def __init__(self, app: ASGIApp, check_open: Callable[[str], None]) -> None:
-        """Pass on to `app` what `check_open` does not refuse for the caller's tenant."""
+    def __init__(self, app: ASGIApp, check_open: Callable[[Identity], None]) -> None:
+        """Pass on to `app` what `check_open` does not refuse the caller."""
         self._app = app
         self._check_open = check_open
 
@@ -37,7 +37,7 @@ class EarlyRefusal:
             try:
                 # First of all: who may not ask gets the same answer from a full router.
                 identity.check(Right.GENERATE)
-                self._check_open(identity.tenant)
+                self._check_open(identity)
             except ServingError as error:
                 request_id = Headers(scope=scope).get(REQUEST_ID_HEADER, "")
                 await error_response(error, correlation_id_of(request_id))(scope, receive, send)

@@ -111,3 +111,39 @@ async def test_on_an_open_cluster_anybody_may_ask_for_any_tier(tmp_path):
                 reply = await http.post("/v1/completions", json=BODY | {"service_tier": name})
                 assert reply.status_code == 200
         assert runner.tiers == ["interactive", "batch", "standard"]
+
+
+async def test_a_burst_of_batch_requests_leaves_permits_for_others_at_both_servers(tmp_path):
+    async with RouterServers(tmp_path, max_running=8, max_queued=40).opened() as servers:
+        servers.wait_for_workers()
+        admission = servers.service._admission
+        async with servers.web("acme") as batch, servers.web("operator") as chat:
+            burst = [
+                asyncio.create_task(batch.post("/v1/completions", json=BODY)) for _ in range(80)
+            ]
+            await until(lambda: sum(task.done() for task in burst) == 80 - 6 - 40)
+            assert {task.result().status_code for task in burst if task.done()} == {503}
+            assert admission.running_by_tier() == {"interactive": 0, "standard": 0, "batch": 6}
+            wanted = {"service_tier": "priority"}
+            chats = [asyncio.create_task(chat.post("/v1/chat/completions", json=CHAT | wanted))]
+            message = pb.GenerateRequest(text="abc", **wanted)
+            call = servers.call("Generate", message, "operator")
+            await until(lambda: admission.running_by_tier()["interactive"] == 2)
+            # A third waits, and takes the place of one that would.
+            chats += [asyncio.create_task(chat.post("/v1/chat/completions", json=CHAT | wanted))]
+            await until(lambda: admission.queued_by_tier()["interactive"] == 1)
+            assert admission.running_by_tier()["batch"] == 6 and admission.num_queued == 40
+            call.cancel()
+            await until(lambda: admission.queued_by_tier()["interactive"] == 0)
+            assert admission.running_by_tier()["interactive"] == 2
+            for task in [*burst, *chats]:
+                task.cancel()
+            await asyncio.gather(*burst, *chats, return_exceptions=True)
+            await until(lambda: admission.num_running == 0)
+
+
+async def until(is_so):
+    """Requests begin and end in tasks of the servers."""
+    async with asyncio.timeout(20):
+        while not is_so():
+            await asyncio.sleep(0.01)

@@ -180,7 +180,7 @@ BUGS = [
     Bug(
         "texts are first come, first served",
         "router/fair_queue.py",
-        "            self._queues.move_to_end(tenant)\n",
+        "        tenant.mark += tenant.turn\n",
         "",
         f"{POOL}::test_tenants_take_turns",
     ),

@@ -5,6 +5,10 @@ from planted.bug import Bug
 CHOICE = "tests/unit/router/test_tiers.py::"
 SERVERS = "tests/component/test_tiers.py::"
 
+QUEUES = "tests/unit/router/test_tier_queues.py::"
+ADMISSION = "tests/unit/router/test_admission.py::"
+TENANTS = "tests/unit/router/test_fair_queue.py::"
+
 BUGS = [
     Bug(
         "whoever asks for a tier gets it",
@@ -42,5 +46,56 @@ BUGS = [
         "tier=entry.identity.tier)",
         "tests/unit/router/access/test_credentials.py"
         "::test_keys_of_an_unknown_tier_open_in_the_default_one_and_are_told_at_each_reading",
+    ),
+    Bug(
+        "tiers wait in one line, first come, first served",
+        "router/tier_queues.py",
+        "oldest.joined_at + self.delay_s",
+        "oldest.joined_at",
+        ADMISSION + "test_a_newcomer_of_a_higher_tier_goes_first_until_the_others_have_waited"
+        "_their_delay",
+    ),
+    Bug(
+        "a tier that has waited its delay still stands back",
+        "router/tier_queues.py",
+        "oldest.joined_at + self.delay_s",
+        "1e6 * self.delay_s + oldest.joined_at",
+        ADMISSION + "test_a_newcomer_of_a_higher_tier_goes_first_until_the_others_have_waited"
+        "_their_delay",
+    ),
+    Bug(
+        "not the lowest tier makes room",
+        "router/tier_queues.py",
+        "key=lambda one: -one.delay_s",
+        "key=lambda one: one.delay_s",
+        QUEUES + "test_the_lowest_tier_makes_room_first_and_there_the_newest_of_the_busiest_tenant",
+    ),
+    Bug(
+        "a burst takes every permit",
+        "router/admission.py",
+        "return max(1, int(self._max_running * self._tiers[tier].max_running_share))",
+        "return self._max_running",
+        SERVERS + "test_a_burst_of_batch_requests_leaves_permits_for_others_at_both_servers",
+    ),
+    Bug(
+        "a tier that may take all permits is passed while it lacks some",
+        "router/admission.py",
+        "return share == self._max_running or self._num_running[tier] + num_permits <= share",
+        "return self._num_running[tier] + num_permits <= share",
+        ADMISSION + "test_a_large_request_is_not_passed_by_those_that_are_due_after_it",
+    ),
+    Bug(
+        "weights of tenants count for nothing",
+        "router/fair_queue.py",
+        "return max(1, round(TURN / self._weights.get(tenant, 1.0)))",
+        "return TURN",
+        ADMISSION + "test_within_a_tier_tenants_take_turns_by_their_weights",
+    ),
+    Bug(
+        "who comes back has its turn at once",
+        "router/fair_queue.py",
+        "_Tenant(turn, self._served_mark + turn)",
+        "_Tenant(turn, self._served_mark)",
+        TENANTS + "test_turns_follow_weights_and_coming_back_gains_none",
     ),
 ]
