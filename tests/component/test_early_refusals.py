@@ -176,3 +176,17 @@ async def test_a_router_that_shuts_down_reads_nothing_more(servers):
                 await asyncio.sleep(0.01)
     assert counted(servers, "baton_requests_total", outcome="failed") == 2
     assert counted(servers, "baton_requests_total", outcome="rejected") == 0
+
+
+async def test_a_caller_is_refused_early_only_where_no_tier_open_to_it_has_room(tmp_path):
+    tiers = {"interactive": {"max_queued": 0}, "standard": {"max_queued": 0}}
+    for tier, last in (("interactive", {"max_queued": 0}), ("standard", {})):
+        made = RouterServers(tmp_path, max_running=1, tier=tier, tiers={**tiers, "batch": last})
+        async with asyncio.timeout(60), made.opened() as servers, full(servers):
+            # Long, so that a refusal before it is read can be seen.
+            body = json.dumps({"prompt": "abc" * 100_000, "service_tier": "interactive"})
+            async with servers.web("acme") as http:
+                reply = await http.post(PATHS[0], content=body)
+            found = reply.status_code, reply.json()["error"]["code"]
+            # A standard key could wait as batch: its body is read, and asks for too much.
+            assert found == ((503, CODE) if tier == "interactive" else (403, "permission_denied"))

@@ -13,15 +13,15 @@ BUGS = [
     Bug(
         "whoever asks for a tier gets it",
         "router/tiers.py",
-        "if self._delay_s(tier) < self._delay_s(own) and not identity.has(Right.OPERATE):",
-        "if False:",
+        "        if tier not in able:\n",
+        "        if False:\n",
         SERVERS + "test_a_tier_that_a_key_may_not_have_is_refused_by_name",
     ),
     Bug(
         "a tier of equal delay counts as higher",
         "router/tiers.py",
-        "if self._delay_s(tier) < self._delay_s(own) and",
-        "if tier != own and self._delay_s(tier) <= self._delay_s(own) and",
+        "if self._delay_s(name) >= own_s]",
+        "if self._delay_s(name) > own_s or name == identity.tier]",
         CHOICE + "test_a_key_may_step_back_or_aside_and_not_ahead",
     ),
     Bug(
