@@ -177,6 +177,7 @@ class DecodeRole:
         transfer_id = self._reserving[sequence.key]
         incoming = self._incoming[transfer_id]
         self._leave_line(incoming)
+        # Copies: the agent is on another loop, and the sequence's own table changes on this one.
         table = tuple(sequence.block_table)
         # A block that is used again has a new generation: late bytes for the old one are refused.
         generations = tuple(self._scheduler.pool.generation(b) for b in table)

@@ -312,6 +312,7 @@ class Sender:
             KVTransferError: The pool was replaced since the offer.
         """
         builder = self._builder
+        # Fragments before the commit, which counts them all.
         if builder is not None and builder.num_waiting:
             frame = builder.build(self._sub_attempt)
             self._note(Transition.SENDER_SENT)

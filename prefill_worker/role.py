@@ -174,6 +174,7 @@ class PrefillRole:
 
     def _started(self, sequence: Sequence) -> None:
         """Blocks found in the prefix cache are complete: they go out before the first chunk."""
+        # The attempt may have ended since the plan that this event is of.
         outgoing = self._by_key.get(sequence.key)
         if outgoing is None:
             return
@@ -184,6 +185,7 @@ class PrefillRole:
 
     def _preempted(self, sequence: Sequence, pins: list[int]) -> None:
         """Its blocks are gone: start a new sub-attempt, keep pinned what may be in flight."""
+        # As above; nobody will drain these pins, so they end here.
         outgoing = self._by_key.get(sequence.key)
         if outgoing is None:
             self._scheduler.tables.unpin(pins)

@@ -276,6 +276,7 @@ class AttemptTable:
         if attempt.ended is not None:
             return
         timings = attempt.timings or WorkerTiming()
+        # What a prefill attempt does after its prompt is the hand-over, which is no decoding.
         if attempt.sequences and attempt.submit.task is not Task.PREFILL:
             done_at = attempt.sequences[0].prompt_done_at
             if done_at is not None:

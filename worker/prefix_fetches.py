@@ -89,6 +89,7 @@ class PrefixFetches:
         source = attempt.submit.prefix_source
         if source is None or source.transfer_id in self._fetches:
             return False
+        # Scores are drawn from the computing of every position: a hit would leave them out.
         if not self._is_cache_on or attempt.submit.request.sampling.prompt_logprobs is not None:
             return False
         if len(self._fetches) >= MAX_FETCHES:
@@ -96,6 +97,7 @@ class PrefixFetches:
             return False
         prefix = self._prefix_of(attempt, source.num_tokens)
         num_held = self._prefixes.num_held(prefix) * self._layout.block_size_tokens
+        # Not one whole block would be gained.
         if num_held + self._layout.block_size_tokens > source.num_tokens:
             attempt.fetch = FetchReport(FetchOutcome.HELD)
             return False

@@ -206,6 +206,7 @@ class RankGroup:
                         "rendezvous": str(Path(folder) / "ranks"),
                     }
                     segments.append(await self._spawn(setup, common_fd))
+            # The segments are not the pool's yet, which closes only what it uses.
             except WorkerLost:
                 for fd in segments:
                     os.close(fd)
@@ -293,6 +294,7 @@ class RankGroup:
         while True:
             await asyncio.sleep(WATCH_S)
             is_broken = any(rank.process.poll() is not None for rank in self._ranks)
+            # Between steps ranks stand still in good order.
             if self._step_id is None:
                 before = None
                 if is_broken:

@@ -121,6 +121,7 @@ class BlockSupply:
         Returns:
             Blocks that it needs, and whether it would find them and a place.
         """
+        # Prompts behind one that must run alone would keep the engine from ever being empty for it.
         is_shut_out = walk.has_met_lone_one and sequence.status is Status.WAITING
         num_taken = walk.num_places_taken + walk.num_places_kept
         has_place = not is_shut_out and self._is_free(sequence, num_taken)
@@ -128,9 +129,11 @@ class BlockSupply:
             walk.has_met_lone_one = True
         num_needed = self.num_needed(sequence, walk.num_blocks_kept)
         num_lacking = walk.num_blocks_kept + num_needed - self._pool.num_available
+        # Only if it may be enough: what is taken back has to be computed again.
         if has_place and 0 < num_lacking <= walk.num_yielding:
             self._make_room(walk.num_blocks_kept + num_needed, set())
             walk.num_yielding = self._num_yielding()
+            # Again: a hit that only those had is not held any more, and takes an available block.
             num_needed = self.num_needed(sequence, walk.num_blocks_kept)
         has_blocks = walk.num_blocks_kept + num_needed <= self._pool.num_available
         return num_needed, has_place and has_blocks

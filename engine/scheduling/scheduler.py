@@ -198,6 +198,7 @@ class Scheduler:
         if sequence.handover is None:
             raise InvariantViolation(f"sequence {sequence.key} has no hand-over to be partnered in")
         is_waiting = sequence.status is Status.WAITING
+        # Out and in again: where it stands in the line depends on what changes here.
         if is_waiting:
             self.waiting.remove(sequence)
         sequence.handover.is_partnered = True
@@ -215,6 +216,7 @@ class Scheduler:
     def credit(self, sequence: Sequence, limit: int) -> None:
         """Positions below `limit` may be computed; a lower limit than before changes nothing."""
         is_waiting = sequence.status is Status.WAITING
+        # As above: credit decides where it stands.
         if is_waiting:
             self.waiting.remove(sequence)
         sequence.credit = max(sequence.credit, limit)

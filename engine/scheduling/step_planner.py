@@ -157,6 +157,7 @@ class StepPlanner:
             sequence.num_prefix_hit_tokens, sequence.num_computed_tokens
         )
         sequence.status = Status.RUNNING
+        # The first start ends its wait in the queue; after a preemption it starts once more.
         if sequence.started_at is None:
             sequence.started_at = now_s
         self._sequences.running.add(sequence)
