@@ -106,7 +106,12 @@ def explain_request(
     key: Key = None,
     output: Output = "table",
 ) -> None:
-    """Show which workers a request could have had, what each would have cost, and the choice."""
+    """Show which workers a request could have had, what each would have cost, and the choice.
+
+    Costs are predicted milliseconds to the first token, "total" their sum. "weighed" orders the
+    candidates: computing here counts for more, since those behind it wait too, and so does room in
+    the cache. The least is chosen, but for the request's key and for decode's load.
+    """
     from cli.explain import explain_request as run_explain  # noqa: PLC0415
     from client.endpoints import Endpoints  # noqa: PLC0415
 

@@ -142,12 +142,12 @@ PREFIX_TOKENS = Metric(
     "elsewhere (another worker has them, and this one was cheaper); not_cached",
     ("outcome",),
 )
-PREFIX_TIER_TOKENS = Metric(
-    "baton_prefix_tier_hit_tokens_total",
+PREFIX_STORAGE_TOKENS = Metric(
+    "baton_prefix_storage_hit_tokens_total",
     "counter",
     "prompt tokens found in a cache, by the storage tier in which the router knew them; "
     "unpublished: it did not",
-    ("tier",),
+    ("storage",),
 )
 STALE_PLACEMENTS = Metric(
     "baton_prefix_stale_placements_total",
@@ -230,7 +230,7 @@ ALL = (
     PREFIX_GAPS,
     PREFIX_LAG,
     PREFIX_TOKENS,
-    PREFIX_TIER_TOKENS,
+    PREFIX_STORAGE_TOKENS,
     STALE_PLACEMENTS,
     WORKER_BLOCKS,
     WORKER_SEQUENCES,

@@ -27,12 +27,11 @@ from core.types import (
 from router.access.identities import Identity
 from router.public_prompts import PublicPrompts
 from router.request_limits import RequestLimits, check_prompt, too_long
-from router.request_params import RequestParams, ServedModel, check_text
+from router.request_params import MAX_KEY_CHARACTERS, RequestParams, ServedModel, check_text
 from router.resuming import check_resume
 from router.tiers import Tiers
 
 MAX_SALT_CHARACTERS = 256
-MAX_KEY_CHARACTERS = 512
 RETENTIONS = {"": False, "in_memory": False, "in-memory": False, "24h": True}
 """Values of `prompt_cache_retention`, and whether workers keep such a prompt longer."""
 MAX_BAD_WORD_CHARACTERS = 256

@@ -16,6 +16,9 @@ from core.trace import TraceContext
 from core.types import MAX_CHOICES, ChatPrompt
 from router.access.identities import ANYBODY, Identity
 
+MAX_KEY_CHARACTERS = 512
+"""Of a key that steers a request."""
+
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:

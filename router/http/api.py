@@ -142,7 +142,7 @@ class HttpApi:
         return body, {IGNORED_HEADER: shown} if ignored else {}
 
     async def completions(self, request: Request) -> Response:
-        """`POST /v1/completions`."""
+        """`POST /v1/completions`: continue a text or token ids, as OpenAI does."""
         body, headers = await self.body(CompletionBody, request)
         all_params = body.all_params(key_of(request), trace_of(request))
         options = ReplyOptions(
@@ -157,7 +157,7 @@ class HttpApi:
         )
 
     async def chat(self, request: Request) -> Response:
-        """`POST /v1/chat/completions`."""
+        """`POST /v1/chat/completions`: answer a conversation, as OpenAI does."""
         body, headers = await self.body(ChatBody, request)
         chat = body.chat(
             self.config.chat_template_kwargs,
@@ -234,7 +234,7 @@ class HttpApi:
         return self.created + int(self.service.uptime_s())
 
     async def tokenize(self, request: Request) -> Response:
-        """`POST /tokenize`, of a text or of a conversation."""
+        """`POST /tokenize`: the token ids of a text or of a conversation."""
         tree = await self._bodies.read(request)
         if "messages" in tree:
             chat = parse_body(TokenizeChatBody, tree)
@@ -272,7 +272,7 @@ class HttpApi:
         return tokens
 
     async def detokenize(self, request: Request) -> Response:
-        """`POST /detokenize`."""
+        """`POST /detokenize`: the text of token ids."""
         body, headers = await self.body(DetokenizeBody, request)
         return JSONResponse(
             {"prompt": await self.service.detokenize(body.model, body.tokens)}, headers=headers
@@ -293,11 +293,11 @@ class HttpApi:
         }
 
     async def models(self) -> dict[str, Any]:
-        """`GET /v1/models`."""
+        """`GET /v1/models`: the served model, as OpenAI lists models."""
         return {"object": "list", "data": [self.card()]}
 
     async def model(self, model_id: str) -> dict[str, Any]:
-        """`GET /v1/models/{id}`."""
+        """`GET /v1/models/{id}`: one model."""
         if model_id != self.service.model.name:
             raise ModelNotFound(
                 f"model {model_id[:80]!r} is not served here; served: {self.service.model.name}"
@@ -321,13 +321,13 @@ class HttpApi:
         return self.service.status.load()
 
     async def metrics(self) -> PlainTextResponse:
-        """`GET /metrics`: Prometheus exposition."""
+        """`GET /metrics`: every metric, as Prometheus reads them."""
         return PlainTextResponse(
             self.service.telemetry.text(), media_type="text/plain; version=0.0.4"
         )
 
     async def show_version(self) -> dict[str, str]:
-        """`GET /version`: of Baton."""
+        """`GET /version`: the version of Baton."""
         return {"version": version("baton-serve")}
 
     async def replicas(self) -> dict[str, Any]:

@@ -69,8 +69,8 @@ BUGS = [
     Bug(
         "a route of the operator asks for any key",
         "router/http/app.py",
-        '("/replicas", api.replicas, observe)',
-        '("/replicas", api.replicas, Right.ANY_KEY)',
+        '("/replicas", HttpApi.replicas, Right.OBSERVE)',
+        '("/replicas", HttpApi.replicas, Right.ANY_KEY)',
         REFUSALS + "test_each_key_reaches_the_routes_of_its_role_and_no_other",
     ),
     Bug(
