@@ -276,10 +276,10 @@ class RankGroup:
             first, *others = self._ranks
             result = await _result(first, on_layer)
             for rank in others:
-                part = await _result(rank, on_layer)
-                result.tokens.update(part.tokens)
-                result.failed.update(part.failed)
-                result.scored.update(part.scored)
+                other = await _result(rank, on_layer)
+                result.tokens.update(other.tokens)
+                result.failed.update(other.failed)
+                result.scored.update(other.scored)
         finally:
             self._step_id = None
         return result
