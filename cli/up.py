@@ -59,7 +59,9 @@ def run_up(path: Path | None, flags: Mapping[str, object], address: str, *, is_l
         if address:
             claims.close()  # the routers may be another user's, or on another machine
         _show_start(config, spec)
-        publish_ports = claims.enter_context(announced("local" if is_local else "ray"))
+        publish_ports = claims.enter_context(
+            announced("local" if is_local else "ray", spec.name, path)
+        )
         publish_ports(config.router.http_port, config.router.grpc_port)
         if is_local:
             asyncio.run(_run_local(config, publish_ports))

@@ -36,6 +36,7 @@ class Transfers:
         """Make the agents and all that they work for; nothing listens yet."""
         self._attempts = attempts
         self._vocabulary_size = components.vocabulary_size
+        self._max_model_len = components.max_model_len
         self._agents = TransferAgents(
             SendAgent(
                 components.transfer_network,
@@ -112,7 +113,7 @@ class Transfers:
         Raises:
             InvalidRequest: The message holds what no offer can; nothing was changed.
         """
-        check_offer(message, self._vocabulary_size)
+        check_offer(message, self._vocabulary_size, self._max_model_len)
         if self._is_here(message.transfer_id):
             raise InvalidRequest("transfer_id", "names a transfer that is here already")
         self.offers.offer(message)

@@ -177,7 +177,7 @@ BUGS = [
         "a load goes on that nobody waits for any more, and holds half of the pool",
         "worker/stored_prefixes.py",
         "                if late.is_over:\n",
-        "                if faults[-1:] == [StorageFault.TOO_LATE]:\n",
+        "                if faults[-1:] == [StorageFault.UNREACHABLE]:\n",
         RULES + "test_a_load_that_takes_longer_than_computing_is_not_waited_for",
     ),
 ]

@@ -14,6 +14,7 @@ from router.observe.explanations import why_of
 from router.placement import PlacementConstraints, choose
 from router.prefix_sources import (
     DEFAULT_TOKENS_PER_S,
+    MAX_RESTING,
     OVERHEAD_S,
     REST_S,
     FetchSpeeds,
@@ -144,3 +145,16 @@ def test_a_holder_at_which_fetches_fail_rests(outcome):
     assert not speeds.is_resting(DESCRIPTOR, 100.0 + REST_S)
     sources = PrefixSources([HOLDER], {"holder": 50}, speeds, 101.0)
     assert (sources.best_for(IDLER.descriptor) is None) is rests
+
+
+def test_of_holders_at_rest_the_oldest_is_forgotten():
+    """Workers come and go for as long as a router runs."""
+    speeds = FetchSpeeds()
+    failed = FetchReport(FetchOutcome.FAILED, 10, 1.0)
+    holders = [replace(DESCRIPTOR, incarnation=number) for number in range(MAX_RESTING + 1)]
+    for holder in holders[:-1]:
+        speeds.note(holder, DESCRIPTOR, failed, 0.0)
+    speeds.note(holders[0], DESCRIPTOR, failed, 0.0)  # the newest again
+    speeds.note(holders[-1], DESCRIPTOR, failed, 0.0)
+    resting = [speeds.is_resting(holder, 1.0) for holder in holders]
+    assert resting == [True, False, *[True] * (MAX_RESTING - 1)]

@@ -68,6 +68,16 @@ def test_peers_read_no_more_than_half_of_the_pool():
     assert len(scheduler.prefixes.pin(prefix(scheduler))) == 3
 
 
+@pytest.mark.parametrize(("num_blocks", "is_taken"), [(6, True), (5, False)])
+def test_half_of_the_pool_is_what_peers_may_read_or_fill(num_blocks, is_taken):
+    """Three blocks: exactly half of six."""
+    scheduler = engine(num_blocks=num_blocks)
+    assert (scheduler.prefixes.reserve(prefix(scheduler)) == 0) is is_taken
+    scheduler = engine(num_blocks=num_blocks)
+    cached(scheduler)
+    assert (len(scheduler.prefixes.pin(prefix(scheduler))) == 3) is is_taken
+
+
 def test_what_arrived_is_cache_and_the_next_prompt_hits_it():
     scheduler = engine()
     cached(scheduler, PROMPT[:4])
