@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 
 from benchmarks.record import quantiles, save
+from cluster.redis.prefix_store import RedisPrefixStore
 from cluster.redis.server import RedisServer
 from core.block_hash import block_hashes, root_hash
 from core.clocks import SystemClock
@@ -28,7 +29,6 @@ from engine.scheduling.block_pool import BlockPool
 from prefix_index.entries import Batch, EntryCodec, Head, entry_key
 from prefix_index.feed import PrefixFeed
 from prefix_index.publisher import Content, PrefixPublisher
-from prefix_index.redis_prefix_store import RedisPrefixStore
 from prefix_index.view import PrefixView
 
 NUM_WORKERS = 8

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Mapping
 
+from cluster.redis.prefix_store import RedisPrefixStore
 from core.clocks import SystemClock
 from core.config import BatonConfig
 from core.ids import WorkerLife
@@ -15,7 +16,6 @@ from core.prefix_changes import StorageTier
 from prefix_index.entries import EntryCodec, entry_key, namespace_of
 from prefix_index.feed import PrefixFeed
 from prefix_index.publisher import Content, PrefixPublisher
-from prefix_index.redis_prefix_store import RedisPrefixStore
 from prefix_index.view import PrefixView
 
 

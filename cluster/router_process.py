@@ -14,6 +14,7 @@ import uvicorn
 from cluster.certificate_expiry import CertificateEnds
 from cluster.pools import pools_of
 from cluster.prefix_index import IndexTask, make_feed
+from cluster.redis.member_store import RedisStore
 from cluster.secrets import with_read_secrets
 from cluster.served_model import model_of
 from cluster.tracing import make_tracing
@@ -25,7 +26,6 @@ from core.config import BatonConfig
 from core.ids import Ids
 from core.ports import Membership
 from core.session import Role
-from prefix_index.redis_store import RedisStore
 from prefix_index.view import PrefixView
 from router.access.certificate import ServerCertificate
 from router.access.credentials import Keyring

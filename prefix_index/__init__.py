@@ -1,5 +1,5 @@
-"""What Redis holds for the cluster: a mirror of the members, and the prefix index.
+"""What the advisory store holds of the workers: a mirror of the members, and the prefix index.
 
-Owns every use of Redis. The store is advisory: no request ever awaits it, every call is bounded to
-50 ms, and without it the cluster runs. Does not know torch or models.
+Owns what is written there, when, and what a router makes of it. No request awaits it, and without
+it the cluster runs. Does not know torch, models or the Redis client.
 """

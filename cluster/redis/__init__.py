@@ -1,4 +1,5 @@
-"""The Redis server that Baton starts when the config names none.
+"""Everything about Redis: the stores over its client, and the server that Baton starts itself.
 
-Owns the choice of the server binary, and its life. Does not know what is stored in it.
+Owns the client, the keys and commands of each store, the choice of the server binary, and its
+life. Does not know what is stored.
 """

@@ -7,10 +7,10 @@ import logging
 
 from redis import asyncio as redis_asyncio
 
+from cluster.redis.member_store import KEY, RedisStore
 from cluster.redis.server import RedisServer
 from core import events
 from prefix_index.mirror import FAILURES_TO_BREAK, MembershipMirror
-from prefix_index.redis_store import KEY, RedisStore
 
 
 async def test_members_are_mirrored_and_a_dead_store_harms_nobody():

@@ -17,11 +17,11 @@ from support.process_cluster import is_gone
 
 from cluster.redis import binary as redis_binary
 from cluster.redis import server as redis_server
+from cluster.redis.member_store import KEY, RedisStore
 from cluster.redis.server import RedisServer, with_redis
 from cluster.secrets import secrets_of, with_read_secrets, with_secrets_in_files
 from core.config import BatonConfig
 from core.ports import StoreFailed
-from prefix_index.redis_store import KEY, RedisStore
 
 FOUND = {str(b): b for b in map(redis_binary._ask, redis_binary._candidates()) if b}
 FLOOD_BYTES = 64 << 20
@@ -198,7 +198,7 @@ async def test_another_process_reads_the_address_from_the_file_that_its_config_n
         import asyncio, sys
         from cluster.secrets import with_read_secrets
         from core.config import BatonConfig
-        from prefix_index.redis_store import RedisStore
+        from cluster.redis.member_store import RedisStore
         config = with_read_secrets(BatonConfig.model_validate_json(sys.stdin.read()))
         async def main():
             store = RedisStore(config.redis.url)

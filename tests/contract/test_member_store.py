@@ -5,10 +5,10 @@ import asyncio
 import pytest
 from redis import asyncio as redis_asyncio
 
+from cluster.redis.member_store import KEY, RedisStore
 from cluster.redis.server import RedisServer
 from core.clocks import LoopClock
 from core.ports import StoreFailed
-from prefix_index.redis_store import KEY, RedisStore
 from simulation.loop import run_virtual
 from simulation.ports import MemoryStore
 

@@ -8,6 +8,7 @@ import signal
 import pytest
 from redis import asyncio as redis_asyncio
 
+from cluster.redis.prefix_store import RedisPrefixStore
 from cluster.redis.server import RedisServer
 from core.block_hash import block_hashes, root_hash
 from core.clocks import SystemClock
@@ -19,7 +20,6 @@ from engine.scheduling.block_pool import BlockPool
 from prefix_index.entries import EntryCodec, entry_key
 from prefix_index.feed import PrefixFeed
 from prefix_index.publisher import Content, PrefixPublisher
-from prefix_index.redis_prefix_store import RedisPrefixStore
 from prefix_index.view import PrefixView
 from simulation.prefix_store import MemoryPrefixStore
 

@@ -11,8 +11,8 @@ from redis import asyncio as redis_asyncio
 from redis.exceptions import RedisError
 from support.process_cluster import ProcessCluster, config_of, is_gone, is_long, note, state_of
 
+from cluster.redis.member_store import KEY
 from cluster.redis.server import RedisServer
-from prefix_index.redis_store import KEY
 
 FROZEN_S = 60 if is_long() else 6
 

@@ -382,7 +382,7 @@ BUGS = [
     ),
     Bug(
         "a store that does not answer is down for no reason",
-        "prefix_index/redis_calls.py",
+        "cluster/redis/client.py",
         'raise StoreFailed(f"Redis did not answer within {limit_s:g} s") from error',
         "raise StoreFailed(str(error)) from error",
         "tests/component/test_mirror.py"

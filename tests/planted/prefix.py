@@ -103,7 +103,7 @@ BUGS = [
     ),
     Bug(
         "an idle store counts as down",
-        "prefix_index/redis_prefix_store.py",
+        "cluster/redis/prefix_store.py",
         "TIMER_S = 0.15\n",
         "TIMER_S = 0.0\n",
         "tests/contract/test_prefix_store.py::test_a_call_that_waits_in_vain_is_no_failure[redis]",

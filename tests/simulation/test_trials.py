@@ -244,7 +244,6 @@ OUTSIDE = (
     "kv_transfer/copying.py",
     "kv_transfer/sidecar/",
     "kv_transfer/transports/shared_memory.py",
-    "prefix_index/redis_store.py",
     "router/access/",
     "router/child_pool.py",
     "router/descriptors.py",

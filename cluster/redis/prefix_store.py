@@ -1,6 +1,6 @@
 """Redis as the store of the prefix index.
 
-Owns the keys, the commands, and the bound on each call. Does not know what is in the entries.
+Owns the keys and the commands. Does not know what is in the entries.
 
     baton:{NAMESPACE}:WORKER:INCARNATION:log      stream, one field an entry
     baton:{NAMESPACE}:WORKER:INCARNATION:head     string
@@ -19,9 +19,9 @@ from typing import Any
 from redis import asyncio as redis_asyncio
 from redis.exceptions import RedisError
 
+from cluster.redis.client import CALL_TIMEOUT_S, bounded, new_client
 from core.ids import WorkerLife
 from core.ports import START, StoreFailed
-from prefix_index.redis_calls import CALL_TIMEOUT_S, bounded
 
 TIMER_S = 0.15
 """How late a server may answer a call that waits: it looks at its timers ten times a second."""
@@ -41,7 +41,7 @@ class RedisPrefixStore:
         """Prepare clients; nothing is sent yet. Calls that wait have one of their own."""
         self._prefix = f"baton:{{{namespace}}}"
         self._url = url
-        self._client = self._new_client(CALL_TIMEOUT_S)
+        self._client = new_client(url)
         self._waiting: tuple[float, redis_asyncio.Redis] | None = None
         self._answered_s = 0.0
         """When it last answered a call that waits, by its own clock."""
@@ -138,17 +138,9 @@ class RedisPrefixStore:
         worker, incarnation = life
         return f"{self._prefix}:{worker}:{incarnation}:{name}"
 
-    def _new_client(self, timeout_s: float) -> redis_asyncio.Redis:
-        return redis_asyncio.Redis.from_url(
-            self._url,
-            socket_timeout=timeout_s,
-            socket_connect_timeout=CALL_TIMEOUT_S,
-            retry_on_timeout=False,
-        )
-
     def _client_that_waits(self, wait_s: float) -> redis_asyncio.Redis:
         if self._waiting is None or self._waiting[0] < wait_s:
-            self._waiting = (wait_s, self._new_client(wait_s + TIMER_S + CALL_TIMEOUT_S))
+            self._waiting = (wait_s, new_client(self._url, wait_s + TIMER_S + CALL_TIMEOUT_S))
         return self._waiting[1]
 
 

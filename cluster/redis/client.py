@@ -1,6 +1,6 @@
-"""A bounded call to Redis.
+"""The Redis client behind every store, and the bound on each of its calls.
 
-Owns the bound and the words of a failure. Does not know commands.
+Owns the timeouts, and which failures are a store's. Does not know keys or values.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import Awaitable
 from typing import TypeVar
 
+from redis import asyncio as redis_asyncio
 from redis.exceptions import RedisError
 
 from core.ports import StoreFailed
@@ -16,6 +17,16 @@ from core.ports import StoreFailed
 CALL_TIMEOUT_S = 0.05
 """For a connection, and for an answer."""
 Answer = TypeVar("Answer")
+
+
+def new_client(url: str, timeout_s: float = CALL_TIMEOUT_S) -> redis_asyncio.Redis:
+    """Prepare a client that waits `timeout_s` for an answer; nothing is sent yet."""
+    return redis_asyncio.Redis.from_url(
+        url,
+        socket_timeout=timeout_s,
+        socket_connect_timeout=CALL_TIMEOUT_S,
+        retry_on_timeout=False,
+    )
 
 
 async def bounded(call: Awaitable[Answer], wait_s: float = 0.0) -> Answer:

@@ -1,13 +1,11 @@
-"""Redis as the advisory store.
+"""Redis as the store of the member list.
 
-Owns the key of the member list. Does not know what is stored.
+Owns its key and command. Does not know what is stored.
 """
 
 from __future__ import annotations
 
-from redis import asyncio as redis_asyncio
-
-from prefix_index.redis_calls import CALL_TIMEOUT_S, bounded
+from cluster.redis.client import bounded, new_client
 
 KEY = "baton:members"
 
@@ -17,12 +15,7 @@ class RedisStore:
 
     def __init__(self, url: str) -> None:
         """Prepare a client; nothing is sent yet."""
-        self._client = redis_asyncio.Redis.from_url(
-            url,
-            socket_timeout=CALL_TIMEOUT_S,
-            socket_connect_timeout=CALL_TIMEOUT_S,
-            retry_on_timeout=False,
-        )
+        self._client = new_client(url)
 
     async def put(self, members: str, ttl_s: float) -> None:
         """See `MemberStore`."""
