@@ -59,7 +59,12 @@ class SimClient:
         self._index = index
         self._report = report
         self.request = cluster.request(
-            planned.name, planned.prompt, planned.sampling, planned.timeout_s, planned.scope
+            planned.name,
+            planned.prompt,
+            planned.sampling,
+            planned.timeout_s,
+            planned.scope,
+            planned.tier,
         )
         self._tokens: list[list[int]] = [[] for _ in range(planned.sampling.n)]
         self._texts = [""] * planned.sampling.n

@@ -259,6 +259,7 @@ class SimCluster(World):
         sampling: SamplingParams,
         timeout_s: float = 120.0,
         scope: str = "",
+        tier: str = "standard",
     ) -> GenerateRequest:
         """Make a request as a router's servers would."""
         request_id = RequestId(name)
@@ -271,6 +272,7 @@ class SimCluster(World):
             deadline_at=self.clock.now_s() + timeout_s,
             eos_token_ids=(0,),
             scope=scope,
+            tier=tier,
         )
 
     async def generate(self, request: GenerateRequest) -> list[RequestEvent]:

@@ -13,7 +13,13 @@ import random
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from core.config import EngineConfig, PlacementConfig, RouterConfig, TransferConfig
+from core.config import (
+    EngineConfig,
+    PlacementConfig,
+    RouterConfig,
+    TierConfig,
+    TransferConfig,
+)
 from core.types import SamplingParams
 from simulation.faults.kinds import Fault, Kind, Part, draw
 from simulation.shape import VOCABULARY, ClusterShape
@@ -58,6 +64,7 @@ class PlannedRequest:
     prompt: tuple[int, ...]
     sampling: SamplingParams
     scope: str = ""
+    tier: str = "standard"
     timeout_s: float = TIMEOUT_S
     cancel_after_s: float | None = None
     stall_s: float = 0.0
@@ -90,7 +97,10 @@ def make_plan(
     # The order of draws is part of what a seed means: shape, faults, requests.
     faults = _draw_faults(rng, num_faults, style, shape)
     drawing = _Drawing(rng, style, shape, num_requests)
-    return TrialPlan(seed, shape, _with_faults(rng, drawing.requests(), faults), faults, style)
+    requests = _with_faults(rng, drawing.requests(), faults)
+    # With randomness of their own: tiers leave the rest of a plan as it is.
+    drawn_tiers = random.Random(f"tiers {seed}")
+    return _with_tiers(drawn_tiers, TrialPlan(seed, shape, requests, faults, style))
 
 
 def _draw_faults(
@@ -333,6 +343,22 @@ class _Drawing:
             ),
             scope=rng.choice(["", "tenant-b", "tenant-c"]),
         )
+
+
+def _with_tiers(rng: random.Random, plan: TrialPlan) -> TrialPlan:
+    """Give half of the plans requests of different tiers, whose delays fit a trial's length."""
+    if rng.random() < 0.5:
+        return plan
+    tiers = {
+        "interactive": TierConfig(),
+        "standard": TierConfig(delay_s=rng.choice([0.1, 0.5])),
+        "batch": TierConfig(
+            delay_s=rng.choice([1.0, 4.0]), max_running_share=rng.choice([0.5, 0.75, 1.0])
+        ),
+    }
+    names = rng.choice([list(tiers), ["interactive", "batch"], ["interactive", *3 * ["batch"]]])
+    requests = tuple(replace(planned, tier=rng.choice(names)) for planned in plan.requests)
+    return replace(plan, shape=replace(plan.shape, tiers=tiers), requests=requests)
 
 
 def _with_faults(

@@ -17,6 +17,7 @@ from router.compose import compose as compose_router
 from router.orchestrator import Orchestrator
 from router.request_state import Emit
 from router.request_stream import RequestStream
+from router.tiers import Tiers
 from simulation.network import SimNetwork, on_node
 from simulation.ports import InlineDecoder
 from simulation.shape import HASH_KEY
@@ -52,6 +53,7 @@ class SimRouter:
                 new_decoder=lambda request: _TrappedDecoder(world.traps, request.request_id),
                 view=self.view,
                 hash_key=HASH_KEY,
+                tiers=Tiers(world.shape.tiers),
             ),
             world.observers,
         )

@@ -124,6 +124,7 @@ def compose(
         hash_key=HASH_KEY,
         block_changes=changes,
         stores=_stores(world, node),
+        tiers=shape.tiers,
     )
     # Tasks and timers belong to the node in whose context they are made.
     worker = on_node(node).run(compose_worker, components)

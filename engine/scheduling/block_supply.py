@@ -6,6 +6,7 @@ sequences, copy on write, and preemption by recompute. Does not know budgets or 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -25,6 +26,11 @@ LOOK_AHEAD = 32
 def _is_waiting(sequence: Sequence) -> bool:
     """True unless it was started, reserved for or cancelled while the walk went on."""
     return sequence.status in (Status.WAITING, Status.RESERVING)
+
+
+def _num_held(sequence: Sequence) -> int:
+    """Blocks of its own or shared; the latter do not come free with it."""
+    return len(sequence.block_table) + len(sequence.spare_blocks)
 
 
 def _needs_every_place(sequence: Sequence) -> bool:
@@ -248,6 +254,39 @@ class BlockSupply:
             self.preempt(victim)
         return self._pool.allocate(1)[0]
 
+    def give_way(self) -> None:
+        """Take from lower tiers what those of higher ones lack to start: blocks and places.
+
+        Only between steps. The youngest yields first, and to nobody who is due after it: what has
+        waited its delay keeps what it has.
+        """
+        running = self._sequences.running
+        lowest_s = max((s.delay_s for s in running), default=0.0)
+        line = list(itertools.islice(self._sequences.waiting.in_order(), LOOK_AHEAD))
+        if self._sequences.executing or all(s.delay_s >= lowest_s for s in line):
+            return
+        num_blocks = 0
+        num_places = 0
+        for sequence in line:
+            if sequence.run_alone or not self._may_start(sequence):
+                continue
+            num_needed = num_blocks + self.num_needed(sequence, num_blocks)
+            lower = [s for s in reversed(running) if s.yields_to(sequence) and not s.run_alone]
+            if num_needed > self._pool.num_available + sum(map(_num_held, lower)):
+                continue  # not even all of them would do
+            for victim in lower:
+                if self._has_room(num_needed, num_places):
+                    break
+                self.preempt(victim)
+            if self._has_room(num_needed, num_places):
+                num_blocks = num_needed
+                num_places += 1
+
+    def _has_room(self, num_blocks: int, num_places: int) -> bool:
+        """True if so many blocks are there, and a place beside so many."""
+        num_taken = self._sequences.num_places_taken + num_places
+        return num_blocks <= self._pool.num_available and num_taken < self._limits.max_sequences
+
     def _make_room(self, num_blocks: int, planned: set[int]) -> bool:
         """Take back KV that nobody has asked for yet, and that of parked sequences.
 
@@ -277,7 +316,7 @@ class BlockSupply:
         if self._sequences.executing:
             return 0
         yielding = self._yielding(set())
-        return sum(len(s.block_table) + len(s.spare_blocks) for s in yielding)
+        return sum(map(_num_held, yielding))
 
     def preempt(self, sequence: Sequence) -> None:
         """Free a sequence's blocks and queue it where it is due; its tokens are recomputed later.

@@ -16,7 +16,8 @@ everything (`engine.scheduling.order`): a step first gives every running answer 
 shares what is left among prompts, and whoever has no block takes one from the youngest. Overtaking
 is bounded both ways: the oldest prompt gets at least half of what is left, the others go shortest
 first (`StepPlanner`); what does not fit lets smaller ones pass for a while, then blocks are kept
-for it (`BlockSupply`).
+for it (`BlockSupply`). A lower tier yields within a step: its prompts get what higher ones leave of
+the budget, and it gives up the blocks and places that they lack.
 
 A parked sequence, one that is out of credit, takes no place in a step and yields its blocks first:
 what waits may be the sibling whose progress the credit depends on.
@@ -159,6 +160,7 @@ class Scheduler:
             credit=credit,
             arrived_at=now_s,
             due=(self._order.due_at(request, now_s - age_s), key),
+            delay_s=self._order.delay_of(request),
             handover=handover,
         )
 
@@ -332,6 +334,7 @@ class Scheduler:
         self._step_id += 1
         while True:
             num_preemptions = self.num_preemptions
+            self.blocks.give_way()
             self.reserve_in_turn(now_s)
             self._announce_in_turn()
             step = self._planner.fill(now_s)

@@ -7,6 +7,8 @@ SERVERS = "tests/component/test_tiers.py::"
 
 QUEUES = "tests/unit/router/test_tier_queues.py::"
 ADMISSION = "tests/unit/router/test_admission.py::"
+ENGINE = "tests/unit/engine/scheduling/test_scheduler_tiers.py::"
+CLUSTER = "tests/simulation/test_tier_rules.py::"
 TENANTS = "tests/unit/router/test_fair_queue.py::"
 
 BUGS = [
@@ -97,5 +99,54 @@ BUGS = [
         "_Tenant(turn, self._served_mark + turn)",
         "_Tenant(turn, self._served_mark)",
         TENANTS + "test_turns_follow_weights_and_coming_back_gains_none",
+    ),
+    Bug(
+        "workers know no tiers",
+        "worker/worker.py",
+        "{name: tier.delay_s for name, tier in components.tiers.items()}",
+        "{}",
+        CLUSTER + "test_a_chat_beside_a_hundred_long_batch_prompts_is_served_before_them",
+    ),
+    Bug(
+        "a lower tier has half of the budget beside a giant of a higher one",
+        "engine/scheduling/step_planner.py",
+        "if s.delay_s <= giant.delay_s or s.due[0] <= step.now_s]",
+        "]",
+        ENGINE + "test_a_prompt_under_way_holds_nothing_of_the_next_step_from_a_higher_tier",
+    ),
+    Bug(
+        "a lower tier that has waited its delay still gets what is left",
+        "engine/scheduling/step_planner.py",
+        "if s.delay_s <= giant.delay_s or s.due[0] <= step.now_s]",
+        "if s.delay_s <= giant.delay_s]",
+        ENGINE + "test_who_has_waited_its_delay_stands_level",
+    ),
+    Bug(
+        "a lower tier keeps its blocks and places",
+        "engine/scheduling/scheduler.py",
+        "            self.blocks.give_way()\n",
+        "",
+        ENGINE + "test_a_place_is_given_up_within_a_step",
+    ),
+    Bug(
+        "what has waited its delay is taken from",
+        "engine/scheduling/sequence.py",
+        "return self.delay_s > other.delay_s and self.due > other.due",
+        "return self.delay_s > other.delay_s",
+        ENGINE + "test_nothing_is_taken_from_the_own_tier_from_those_that_are_due_or_in_vain",
+    ),
+    Bug(
+        "blocks are taken in vain",
+        "engine/scheduling/block_supply.py",
+        "if num_needed > self._pool.num_available + sum(map(_num_held, lower)):",
+        "if False:",
+        ENGINE + "test_nothing_is_taken_from_the_own_tier_from_those_that_are_due_or_in_vain",
+    ),
+    Bug(
+        "announcements of a lower tier count against a higher one",
+        "engine/scheduling/queues.py",
+        "self.announced.num_before(first) >= MAX_UNANSWERED",
+        "len(self.announced) >= MAX_UNANSWERED",
+        ENGINE + "test_unanswered_announcements_of_a_lower_tier_hold_up_no_higher_one",
     ),
 ]

@@ -27,11 +27,15 @@ class Engine:
         cache=True,
         max_len=400,
         changes=None,
+        order=None,
     ):
         layout = KVLayout("m", "uint8", 2, 1, 8, block)
         self.pool = BlockPool(num_blocks, changes)
         self.scheduler = Scheduler(
-            self.pool, Limits(block, budget, max_sequences, max_len, cache), layout.content_digest
+            self.pool,
+            Limits(block, budget, max_sequences, max_len, cache),
+            layout.content_digest,
+            order=order,
         )
         self.model = HashModel(
             layout, MemoryKV(layout, num_blocks), 50, self._wait, lambda plan: 0.0
@@ -42,10 +46,9 @@ class Engine:
     async def _wait(self, seconds):
         return None
 
-    def submit(self, request, choices=None, emitted=()):
-        sequence = self.scheduler.new_sequence(
-            request, 1, choices or tuple(range(request.sampling.n)), emitted, 0.0
-        )
+    def submit(self, request, choices=None, emitted=(), age_s=0.0):
+        choices = choices or tuple(range(request.sampling.n))
+        sequence = self.scheduler.new_sequence(request, 1, choices, emitted, 0.0, age_s=age_s)
         self.scheduler.submit(sequence)
         return sequence
 
@@ -86,6 +89,11 @@ class Engine:
         self.num_steps += 1
         return plan
 
+    def run_to(self, is_so, limit=200):
+        while not is_so():
+            self.step()
+            assert self.num_steps < limit, "it does not come to that"
+
     def run(self, limit=4000):
         while self.scheduler.has_work:
             self.step()
@@ -112,7 +120,7 @@ def lengths(plan):
     return {item.sequence_key: len(item.token_ids) for item in plan.items}
 
 
-def request(name, prompt, **sampling):
+def request(name, prompt, tier="standard", **sampling):
     return GenerateRequest(
         name,
         "m",
@@ -121,4 +129,5 @@ def request(name, prompt, **sampling):
         5,
         0.0,
         (0,),
+        tier,
     )
