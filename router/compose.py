@@ -142,8 +142,9 @@ def compose_service(components: RouterComponents, parts: ServiceComponents) -> R
     )
     telemetry = Telemetry(
         {
-            metrics.RUNNING: lambda: {"": admission.num_running},
-            metrics.QUEUED: lambda: {"": admission.num_queued},
+            metrics.RUNNING: admission.running_by_tier,
+            metrics.QUEUED: admission.queued_by_tier,
+            metrics.REFUSED: lambda: admission.num_refused,
             metrics.WORKERS: status.live_by_role,
             metrics.API_KEYS: parts.keyring.num_by_state,
             metrics.CERTIFICATE_ENDS: parts.read_certificate_ends,
