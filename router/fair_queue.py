@@ -127,8 +127,6 @@ class FairQueue(Generic[Waiter]):
         del self._joined[waiter]
         if not found.waiters:
             del self._tenants[tenant]
-        if not self._tenants:
-            self._served_mark = 0
         return True
 
     def peek(self) -> Waiter | None:

@@ -315,6 +315,44 @@ async def test_within_a_tier_tenants_take_turns_by_their_weights():
     assert (first.count("a"), first.count("b")) == (6, 3)
 
 
+async def test_a_request_that_lacks_its_tiers_share_is_not_passed_by_its_own_tier():
+    admission, log, until = Admission(8, 9, 5.0, tiers=TIERS), [], asyncio.Event()
+    running = await started(admission, log, until, in_tier("low", "a", n=4))
+    waiting = await started(admission, log, until, in_tier("low", "b", n=3), in_tier("low", "c"))
+    assert admission.running_by_tier() == {"high": 0, "low": 4}, "one of low has room in its share"
+    other = await started(admission, log, until, in_tier("high", "d"))
+    until.set()
+    await asyncio.gather(*running, *waiting, *other)
+    assert log == ["a", "d", "b", "c"]
+
+
+def test_of_tiers_with_one_delay_who_came_in_the_same_moment_goes_first():
+    async def main():
+        admission = Admission(4, 9, 5.0, tiers={"one": TierConfig(), "two": TierConfig()})
+        log, until = [], asyncio.Event()
+        requests = in_tier("one", "a", n=2), in_tier("one", "b", n=3), in_tier("two", "c")
+        tasks = await started(admission, log, until, *requests)
+        assert log == ["a"] and asyncio.get_running_loop().time() == 0.0
+        until.set()
+        await asyncio.gather(*tasks)
+        return log
+
+    assert run_virtual(main()) == ["a", "b", "c"]
+
+
+async def test_who_is_refused_and_cancelled_in_one_turn_gives_nothing_back():
+    admission, log, until = Admission(1, 1, 5.0, tiers=TIERS), [], asyncio.Event()
+    requests = in_tier("high", "a"), in_tier("low", "b"), in_tier("high", "c")
+    runs, refused, waits = await started(admission, log, until, *requests)
+    assert admission.num_refused == {"high": 0, "low": 0}, "who leaves for another is no refusal"
+    refused.cancel()
+    await asyncio.gather(refused, return_exceptions=True)
+    assert refused.cancelled() and (admission.num_running, log) == (1, ["a"])
+    until.set()
+    await asyncio.gather(runs, waits)
+    assert admission.num_running == 0
+
+
 def test_each_tier_has_its_own_time_to_wait():
     async def main():
         tiers = {"high": TierConfig(queue_wait_s=1.0), "low": TierConfig(delay_s=5.0)}

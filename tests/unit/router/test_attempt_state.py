@@ -258,3 +258,16 @@ async def test_what_decode_said_early_goes_before_what_it_says_after_the_prompts
         TextDelta(0, 2, (99,), "c"),
     ]
     assert not attempt.finished.done()
+
+
+async def test_what_was_held_of_decode_proves_that_it_has_the_kv(new_attempt):
+    """It goes out with the prefill worker's word, after which nobody needs that worker."""
+    attempt, _ = new_attempt(prompt_logprobs=0)
+    heard = []
+    attempt.on_handed_over = lambda _: heard.append("handed over")
+    attempt.on_delta("decode", letters(0, "a"))
+    assert heard == []
+    attempt.on_delta("prefill", scores(0, NUM_SCORES, "a"))
+    assert heard == ["handed over"]
+    attempt.on_lost("prefill", WorkerLost("gone"))
+    assert not attempt.finished.done()

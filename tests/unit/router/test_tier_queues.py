@@ -80,6 +80,30 @@ def test_a_tier_that_is_full_by_itself_takes_no_place_of_others():
     assert len(line) == 5 and high in taken(line)
 
 
+def test_limits_of_tokens_are_reached_and_not_passed():
+    line = queues(max_queued_tokens=500)
+    assert [line.token_limit("high", n) for n in (500, 501)] == [None, (0, 500)]
+    assert [line.token_limit("low", n) for n in (400, 401)] == [None, (0, 400)]
+    low, left = joined(line, "low", tokens=400)
+    assert left == [] and line.token_limit("low", 1) == (400, 400)
+    assert joined(line, "high", 1.0, tokens=100)[1] == [], "all fit"
+    assert joined(line, "high", 2.0, tokens=1)[1] == [low] and line.num_tokens == 101
+    line.leave(low)
+    assert line.num_tokens == 101, "it had left"
+    assert len(taken(line)) == 2 and line.num_tokens == 0
+
+
+def test_a_place_is_there_until_all_are_taken_and_then_in_lower_tiers_or_where_more_wait():
+    line = queues(max_queued=2)
+    joined(line, "middle", 0.0, "a")
+    assert line.has_place_for("middle", "a")
+    joined(line, "middle", 1.0, "a")
+    tiers = {"high": True, "middle": False, "low": False}
+    assert {tier: line.has_place_for(tier, "a") for tier in tiers} == tiers
+    assert line.has_place_for("middle", "b") and not line.has_place_for("low", "b")
+    assert [len(queue.line) for queue in line.in_turn()] == [2], "asking changes nothing"
+
+
 def test_tokens_of_lower_tiers_make_room_and_those_of_higher_ones_do_not():
     line = queues(max_queued_tokens=500)
     low = [joined(line, "low", float(at), tokens=100)[0] for at in range(3)]

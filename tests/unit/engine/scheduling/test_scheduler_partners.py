@@ -1,6 +1,6 @@
 """Hand-overs and their partners: who is asked, when, and what runs ahead."""
 
-from support.stepping import Engine, hand_over, lengths
+from support.stepping import SMALL, Engine, hand_over, lengths, request
 
 from engine.scheduling.events import Announced
 from engine.scheduling.queues import MAX_READY, MAX_UNANSWERED
@@ -73,3 +73,14 @@ def test_partners_without_hand_overs_are_forgotten():
         engine.scheduler.cancel(hand_over(engine, f"h{i}", f"partner{i}"))
     assert len(engine.scheduler.waiting) == 0
     assert engine.scheduler.waiting.num_partners == 0
+
+
+def test_layers_are_reported_in_steps_that_compute_something_for_a_partner():
+    engine = Engine(cache=False)
+    first = hand_over(engine, "first", "partner", size=4)
+    engine.submit(request("second", [2] * 8, **SMALL))
+    engine.scheduler.partnered(first, 0)
+    plan = engine.step()
+    assert [item.sequence_key for item in plan.items][0] == first.key and len(plan.items) == 2
+    assert plan.report_layers
+    assert not engine.step().report_layers, "the first is held, the second decodes"
