@@ -262,13 +262,14 @@ class BlockSupply:
         """
         running = self._sequences.running
         lowest_s = max((s.delay_s for s in running), default=0.0)
-        line = list(itertools.islice(self._sequences.waiting.in_order(), LOOK_AHEAD))
+        # Not what would run ahead of its partner: that may be for nobody.
+        line = list(itertools.islice(self._sequences.waiting.ready, LOOK_AHEAD))
         if self._sequences.executing or all(s.delay_s >= lowest_s for s in line):
             return
         num_blocks = 0
         num_places = 0
         for sequence in line:
-            if sequence.run_alone or not self._may_start(sequence):
+            if sequence.run_alone:
                 continue
             num_needed = num_blocks + self.num_needed(sequence, num_blocks)
             lower = [s for s in reversed(running) if s.yields_to(sequence) and not s.run_alone]
