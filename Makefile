@@ -67,11 +67,12 @@ test-rest: setup
 	nice -n 5 $(PYTEST) tests/attacks tests/component tests/contract tests/planted tests/repository \
 		tests/unit tests/simulation
 
-# While one works: no cluster, no rank processes, a few seeds of the simulation.
+# While one works: no cluster, no rank processes, a few seeds of the simulation. Each kind
+# of fault alone takes four trials, and there are over forty.
 FAST := tests/repository tests/contract tests/unit tests/simulation
 SLOW := 500_seeds or shrunk
 test-fast: setup
-	$(PYTEST) $(FAST) -k "not ($(SLOW) or rank_process)"
+	$(PYTEST) $(FAST) -k "not ($(SLOW) or each_fault_alone or rank_process)"
 
 # Everything that `make test` only samples: hours of kills, hangs, planted bugs, matrices and a
 # soak; figures go to benchmarks/results/faults_*.json
@@ -88,9 +89,9 @@ MUTANTS ?= --save
 mutants: setup
 	PYTHONPATH=.:tests $(BIN)/python -m mutants $(MUTANTS)
 
-# Of the whole product, its child processes too, by what `make test-fast` runs and rank processes;
-# all tests reach more. Below `fail_under` of pyproject.toml it fails. Tracing costs about twice the
-# time of the tests alone.
+# Of the whole product, its child processes too, by what `make test-fast` runs, rank processes and
+# each fault alone; all tests reach more. Below `fail_under` of pyproject.toml it fails. Tracing costs
+# about twice the time of the tests alone.
 coverage: setup
 	$(PYTEST) $(FAST) -k "not ($(SLOW))" --cov --cov-report=term:skip-covered
 

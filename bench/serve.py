@@ -23,7 +23,7 @@ CONNECT_TIMEOUT_S = 10.0
 MAX_ERROR_CHARACTERS = 120
 
 
-class Client:
+class LoadClient:
     """Streams completions, and records when chunks arrive."""
 
     def __init__(self, url: str, model: str, session: aiohttp.ClientSession) -> None:
@@ -138,7 +138,7 @@ async def run(
         connector=connector,
         read_bufsize=1 << 20,
     ) as session:
-        client = Client(url, model, session)
+        client = LoadClient(url, model, session)
         load = make_load(await client.card())
         room = asyncio.Semaphore(concurrency or len(load) or 1)
         samples: list[Sample] = []

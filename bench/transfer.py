@@ -23,7 +23,7 @@ from bench.transfer_plan import (
     LAYOUT,
     RECEIVER,
     SIDECAR_TRANSPORTS,
-    Plan,
+    TransferPlan,
     make_network,
     make_pool,
 )
@@ -61,7 +61,7 @@ class Turn:
 class _ReceiveCallbacks:
     """Reserves at once, and resolves a future for each whole transfer."""
 
-    def __init__(self, plan: Plan, kv: SharedKV) -> None:
+    def __init__(self, plan: TransferPlan, kv: SharedKV) -> None:
         self._plan = plan
         self.slots: dict[TransferId, int] = {}
         self.done: dict[TransferId, asyncio.Future[None]] = {}
@@ -106,7 +106,7 @@ class _ReceiveCallbacks:
 class Bench:
     """Both ends, for one plan; `async with Bench(plan) as bench: turn = await bench.turn()`."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: TransferPlan) -> None:
         """Prepare; entering starts the child."""
         self._plan = plan
         self._kv = make_pool(plan.num_blocks * plan.streams)
@@ -233,7 +233,7 @@ class _BarePair:
         self._ends = ends
 
     @classmethod
-    async def start(cls, plan: Plan) -> _BarePair:
+    async def start(cls, plan: TransferPlan) -> _BarePair:
         """Start both and let them connect."""
         pair = cls([])
         port = "0"
@@ -259,7 +259,7 @@ class _BarePair:
             raise WorkerLost("a bare pair's process has ended")
         return float(line)
 
-    async def gb_per_s(self, plan: Plan) -> float:
+    async def gb_per_s(self, plan: TransferPlan) -> float:
         """Send as many bytes as one turn does; return the speed."""
         count = -(-plan.transfer_bytes * plan.transfers * plan.streams // plan.frame_bytes)
         for end in self._ends:

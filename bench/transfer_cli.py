@@ -20,10 +20,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from bench.transfer import Bench, Turn
-from bench.transfer_plan import Plan
+from bench.transfer_plan import TransferPlan
 
 
-def run_bench_transfer(plan: Plan, *, as_json: bool) -> None:
+def run_bench_transfer(plan: TransferPlan, *, as_json: bool) -> None:
     """Run and report.
 
     Raises:
@@ -49,7 +49,7 @@ def run_bench_transfer(plan: Plan, *, as_json: bool) -> None:
         _show(summary)
 
 
-async def _run(plan: Plan, on_turn: Callable[[], None]) -> list[Turn]:
+async def _run(plan: TransferPlan, on_turn: Callable[[], None]) -> list[Turn]:
     turns = []
     async with Bench(plan) as bench:
         for _ in range(plan.turns):
@@ -58,7 +58,7 @@ async def _run(plan: Plan, on_turn: Callable[[], None]) -> list[Turn]:
     return turns
 
 
-def summarise(plan: Plan, turns: list[Turn]) -> dict[str, Any]:
+def summarise(plan: TransferPlan, turns: list[Turn]) -> dict[str, Any]:
     """Take medians over the turns; every ratio is computed within its turn."""
     speeds = [turn.num_bytes / turn.seconds / 1e9 for turn in turns]
     bare = [

@@ -30,7 +30,7 @@ SIDECAR_FRAME_BYTES = (1 << 20) + (1 << 16)
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class TransferPlan:
     """What to measure."""
 
     transport: str

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.transfer_plan import BARE, LAYOUT, RECEIVER, Plan, make_network, make_pool
+from bench.transfer_plan import BARE, LAYOUT, RECEIVER, TransferPlan, make_network, make_pool
 from core.config import TransferConfig
 from core.errors import ServingError
 from core.ids import TransferId
@@ -33,7 +33,7 @@ from transport.grpc_network import GrpcNetwork
 class _SendCallbacks:
     """Publishes everything as soon as the receiver has room."""
 
-    def __init__(self, plan: Plan, kv: SharedKV) -> None:
+    def __init__(self, plan: TransferPlan, kv: SharedKV) -> None:
         self.tables: dict[TransferId, tuple[int, ...]] = {}
         self.agent = SendAgent(
             make_network(plan.transport, kv),
@@ -63,7 +63,7 @@ class _SendCallbacks:
 
 
 async def _send(lines: asyncio.StreamReader) -> None:
-    plan = Plan(**json.loads(await lines.readline()))
+    plan = TransferPlan(**json.loads(await lines.readline()))
     kv = make_pool(plan.num_blocks * plan.streams)
     rng = np.random.default_rng(1)
     for segment in kv.segments():
@@ -93,7 +93,7 @@ async def _send(lines: asyncio.StreamReader) -> None:
     await bare.close()
 
 
-async def _send_bare(stream: MessageStream, plan: Plan) -> None:
+async def _send_bare(stream: MessageStream, plan: TransferPlan) -> None:
     message = bytes(plan.frame_bytes)
     try:
         while await stream.recv():

@@ -1,8 +1,12 @@
 """The shape of the house: what one request enters, how rooms hang together, how lines look.
 
 Owns the counting of a checkout, this one or another (`--root`), and the tracing of one request
-through every process of a local cluster. Does not know what the numbers should be; the aims it
-shows are those of docs/performance.md.
+through every process of a local cluster. Does not know what the numbers should be: the aims it
+shows are aims.
+
+The import chain counts types too, also those imported under `TYPE_CHECKING`: whoever reads a module
+follows its annotations as well. The chain without types leaves out what a module names in
+annotations only.
 
 Entered counts as follows. A cluster that has served one request is left alone for some windows of
 time, then serves one completion of four tokens in a window of the same length. A function is the
@@ -16,6 +20,7 @@ Run: python -m benchmarks.house [--root FOLDER] [--out NAME] [--list]
 import argparse
 import ast
 import io
+import itertools
 import json
 import os
 import re
@@ -28,7 +33,7 @@ import tokenize
 import tomllib
 import urllib.request
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Container, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -100,21 +105,41 @@ def modules_of(root: Path) -> dict[str, Path]:
     return found
 
 
-def imports_of(name: str, path: Path, known: dict[str, Path]) -> set[str]:
-    """Product modules that a module imports as it is loaded; imports inside functions wait."""
-    found = set()
-    for node in ast.parse(path.read_text()).body:
+def imports_of(tree: ast.Module, known: Container[str]) -> dict[str, set[str]]:
+    """Product modules that a module imports outside functions, each with the names it goes by."""
+    blocks = [tree.body, *(node.body for node in tree.body if isinstance(node, ast.If))]
+    found: dict[str, set[str]] = defaultdict(set)
+    for node in itertools.chain(*blocks):
         if isinstance(node, ast.ImportFrom) and node.module:
-            inside = {f"{node.module}.{alias.name}" for alias in node.names} & known.keys()
-            found |= inside or ({node.module} & known.keys())
+            for alias in node.names:
+                inside = f"{node.module}.{alias.name}"
+                module = inside if inside in known else node.module
+                found[module].add(alias.asname or alias.name)
         elif isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names} & known.keys()
-    return found - {name}
+            for alias in node.names:
+                found[alias.name].add(alias.asname or alias.name.partition(".")[0])
+    return {module: names for module, names in found.items() if module in known}
 
 
-def longest_chain(modules: dict[str, Path]) -> list[str]:
+def named_at_run_time(node: ast.AST) -> Iterator[str]:
+    """Names that code uses outside annotations."""
+    if isinstance(node, ast.Name):
+        yield node.id
+    for field, value in ast.iter_fields(node):
+        if field not in ("annotation", "returns"):
+            for child in value if isinstance(value, list) else [value]:
+                if isinstance(child, ast.AST):
+                    yield from named_at_run_time(child)
+
+
+def longest_chain(modules: dict[str, Path], *, with_types: bool) -> list[str]:
     """Find the longest chain of imports, from the module on top down."""
-    graph = {name: imports_of(name, path, modules) for name, path in modules.items()}
+    graph = {}
+    for name, path in modules.items():
+        tree = ast.parse(path.read_text())
+        used = set(named_at_run_time(tree))
+        imports = imports_of(tree, modules)
+        graph[name] = {m for m, names in imports.items() if with_types or names & used} - {name}
 
     @cache
     def below(name: str) -> tuple[str, ...]:
@@ -155,12 +180,13 @@ def count(root: Path) -> dict[str, object]:
             if isinstance(node, ast.ClassDef):
                 classes[node.name].add(name)
     known = [*modules.values(), *(root / "protos").rglob("*.proto")]
-    chain = longest_chain(modules)
+    chain = longest_chain(modules, with_types=True)
     return {
         "files": len(modules),
         "lines": total["lines"],
         "classes": sum(map(len, classes.values())),
         "import chain": len(chain),
+        "import chain without types": len(longest_chain(modules, with_types=False)),
         "chain": chain,
         "fmt: skip": total["fmt: skip"],
         "noqa": total["noqa"],

@@ -74,7 +74,7 @@ class House:
                 if is_busy:
                     session._load.add(RunId("busy"), BUSY_TOKENS, 0.0)
                 else:
-                    session._load.remove(RunId("busy"))
+                    session._load.remove(RunId("busy"), 0.0)
 
 
 async def started(config):

@@ -163,7 +163,7 @@ async def main():
     router = await Child.spawn("router", load_config(None, flags, {}))
     rows = []
     try:
-        ports = await router.recv()
+        ports = await router.recv("router-0")
         await router.send(json.dumps({"members": [to_json(descriptor)], "is_starting": False}))
         await asyncio.sleep(1.0)
         for door, load, port in (

@@ -26,10 +26,11 @@ def bench_transfer(
 ) -> None:
     """Measure KV transfer between two processes, against plain memory and a bare stream."""
     from bench.transfer_cli import run_bench_transfer  # noqa: PLC0415
-    from bench.transfer_plan import Plan  # noqa: PLC0415
+    from bench.transfer_plan import TransferPlan  # noqa: PLC0415
 
     run_bench_transfer(
-        Plan(transport, mib, streams, turns, copy_threads=copy_threads), as_json=output == "json"
+        TransferPlan(transport, mib, streams, turns, copy_threads=copy_threads),
+        as_json=output == "json",
     )
 
 

@@ -52,10 +52,10 @@ def explain_prompt(url: str, body: dict[str, Any], access: Endpoints, *, as_json
         for blocks in found["blocks"]
     )
     console.print(f"{found['prompt_tokens']} prompt tokens: {sizes or 'no worker is there'}")
-    table = Table("worker", "role", "blocks", "tokens", "tiers", "expected", box=box.SIMPLE)
+    table = Table("worker", "role", "blocks", "tokens", "storage", "expected", box=box.SIMPLE)
     for row in found["workers"]:
-        tiers = ", ".join(f"{name} {count}" for name, count in row["tiers"].items())
-        cells = (row["leading_blocks"], row["leading_tokens"], tiers, row["expected_blocks"])
+        storage = ", ".join(f"{name} {count}" for name, count in row["storage"].items())
+        cells = (row["leading_blocks"], row["leading_tokens"], storage, row["expected_blocks"])
         table.add_row(row["worker"], row["role"], *map(str, cells))
     console.print(table if found["workers"] else "no worker is known to hold any of it")
     _show_candidates(console, found)

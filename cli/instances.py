@@ -30,6 +30,15 @@ class Instance:
     http_port: int
     grpc_port: int
     kind: str
+    model: str = ""
+    config: str = ""
+    """The config file; empty: it was started without one."""
+
+    def __str__(self) -> str:
+        """Name it for a person: what it serves, where, and how it was started."""
+        where = f"HTTP port {self.http_port}" if self.http_port else "still starting"
+        config = f", config {self.config}" if self.config else ""
+        return f"{self.model or 'a cluster'} ({where}{config}, {self.kind}, pid {self.pid})"
 
     @property
     def is_alive(self) -> bool:
@@ -56,8 +65,15 @@ def _folder() -> Path:
 
 
 @contextlib.contextmanager
-def announced(kind: str) -> Iterator[Callable[[int, int], None]]:
+def announced(
+    kind: str, model: str = "", config: Path | None = None
+) -> Iterator[Callable[[int, int], None]]:
     """Let `baton down` find this process for the length of the block.
+
+    Args:
+        kind: How its processes run: local or ray.
+        model: The name it serves.
+        config: Its file.
 
     Yields a function to call with the ports (HTTP, gRPC) when they are known; 0 means unknown.
     """
@@ -65,7 +81,15 @@ def announced(kind: str) -> Iterator[Callable[[int, int], None]]:
     path = _folder() / f"up-{pid}.json"
 
     def publish(http_port: int, grpc_port: int) -> None:
-        running = Instance(pid, _start_ticks(pid), http_port, grpc_port, kind)
+        running = Instance(
+            pid,
+            _start_ticks(pid),
+            http_port,
+            grpc_port,
+            kind,
+            model,
+            str(config.absolute()) if config is not None else "",
+        )
         new = path.with_suffix(".new")
         try:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -110,9 +134,10 @@ def stop(http_port: int = 0) -> Instance:
         where = f" with HTTP port {http_port}" if http_port else ""
         raise ConfigError(f"no `baton up`{where} of this user runs on this machine")
     if len(found) > 1:
-        ports = ", ".join(str(r.http_port) for r in found)
+        clusters = "; ".join(map(str, found))
         raise ConfigError(
-            f"{len(found)} clusters run, on HTTP ports {ports}; choose one with --http-port"
+            f"{len(found)} clusters run: {clusters}; choose one with --http-port, or end the "
+            "process of one that is still starting"
         )
     (running,) = found
     try:

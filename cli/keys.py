@@ -17,6 +17,7 @@ import typer
 
 from cli.options import Output
 from core.errors import ConfigError
+from core.types import DEFAULT_TIER
 
 if TYPE_CHECKING:
     from router.access.identities import KeyRole
@@ -36,7 +37,9 @@ _KEY = re.compile(r"(?:bt-)?([0-9a-f]{8})(?:-[0-9a-f]{32})?")
 def add(
     file: KeyFile,
     tenant: Annotated[str, typer.Option(help="whose key it is; tenants share no cache")],
-    tier: Annotated[str, typer.Option(help="tier of its requests")] = "standard",
+    tier: Annotated[
+        str, typer.Option(help="tier of its requests; default: the config's default_tier")
+    ] = DEFAULT_TIER,
     role: Annotated[
         str,
         typer.Option(

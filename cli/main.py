@@ -106,7 +106,12 @@ def explain_request(
     key: Key = None,
     output: Output = "table",
 ) -> None:
-    """Show which workers a request could have had, what each would have cost, and the choice."""
+    """Show which workers a request could have had, what each would have cost, and the choice.
+
+    Costs are predicted milliseconds to the first token, "total" their sum. "weighed" orders the
+    candidates: computing here counts for more, since those behind it wait too, and so does room in
+    the cache. The least is chosen, but for the request's key and for decode's load.
+    """
     from cli.explain import explain_request as run_explain  # noqa: PLC0415
     from client.endpoints import Endpoints  # noqa: PLC0415
 
@@ -239,8 +244,12 @@ app.add_typer(simulate, name="simulate")
 
 @app.command("check-config")
 def check_config(config: Config = None, output: Output = "table") -> None:
-    """Check a config and its model without starting anything, and print the resolved tree."""
+    """Check a config, its model and what it names on this machine, and print the resolved tree.
+
+    No server is started. What `baton up` would refuse here is refused.
+    """
     from cli.up import check_access, warn_of_tokens_beyond  # noqa: PLC0415
+    from cluster.machine_check import check_machine  # noqa: PLC0415
     from cluster.network_check import faults_between_machines  # noqa: PLC0415
     from cluster.ray.probe import endpoint_of_environment  # noqa: PLC0415
     from cluster.secrets import secrets_of, with_secrets  # noqa: PLC0415
@@ -263,6 +272,7 @@ def check_config(config: Config = None, output: Output = "table") -> None:
     check_access(resolved)
     if resolved.security.door_certificate:
         ServerCertificate(resolved.security, SystemClock().now_s)  # refuses files that do not fit
+    check_machine(resolved, spec)
     kv_pools = kv_pools_of(resolved, spec)
     hidden = {k: v if is_reference(v) else "***" for k, v in secrets_of(resolved).items() if v}
     tree = with_secrets(resolved, secrets_of(resolved) | hidden).model_dump()

@@ -74,7 +74,12 @@ def explain(  # noqa: PLR0913 - options of a command
     chat: Annotated[bool, typer.Option("--chat", help="the text is a user's message")] = False,
     output: Output = "table",
 ) -> None:
-    """Show which workers hold how much of a prompt, and where it would be sent now."""
+    """Show which workers hold how much of a prompt, and where it would be sent now.
+
+    Of each worker: the prompt's leading blocks that it has published, by the storage tier in which
+    they lie, and as "expected" how many more prompts on their way there are about to bring. Then
+    the candidates, as `baton explain request` shows them.
+    """
     from cli.explain import explain_prompt  # noqa: PLC0415 - `baton --help` stays fast
     from client.endpoints import Endpoints  # noqa: PLC0415
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
@@ -19,15 +19,18 @@ from pydantic import BaseModel
 
 from cli.main import app
 from core import events, metrics
-from core.config import BatonConfig
+from core.config import BatonConfig, TierConfig
 from core.config.renamed import RENAMED as RENAMED_KEYS
 from core.errors import all_errors
 from core.types import PHASES, TTFT_PHASES
 from router import refusals
+from router.access.identities import RIGHTS, Right
+from router.http.app import POSTS, READERS
 from router.http.bodies import (
     ChatBody,
     CompletionBody,
     DetokenizeBody,
+    ExplainBody,
     MeasureBody,
     TokenizeBody,
     TokenizeChatBody,
@@ -61,6 +64,12 @@ BODIES: tuple[tuple[str, type[BaseModel]], ...] = (
     ("POST /detokenize", DetokenizeBody),
     ("POST /links", MeasureBody),
 )
+MORE_OF_EXPLAIN = """The body of a completion or of a chat completion, and:
+
+"""
+ROLES = """The last column has the roles of keys that may call it (`baton keys add --role`); without
+keys everybody may. GET paths answer HEAD too.
+"""
 HEAD = """# Reference
 
 Made from the code by `make reference`; do not edit. The walk of a request is in
@@ -106,8 +115,29 @@ def _kind(annotation: Any) -> str:  # noqa: ANN401
     return f"`{text}`"
 
 
-def _fields(model: type[BaseModel]) -> Iterator[tuple[object, ...]]:
+def _endpoints() -> Iterator[tuple[object, ...]]:
+    for path, method, _, right in POSTS:
+        yield f"`POST {path}`", _meaning(method), _roles(right)
+    for path, method, needed in READERS:
+        yield f"`GET {path.replace(':path', '')}`", _meaning(method), _roles(needed)
+
+
+def _meaning(method: Callable[..., Any]) -> str:
+    return (method.__doc__ or "").splitlines()[0].partition(": ")[2].rstrip(".")
+
+
+def _roles(right: Right | None) -> str:
+    if right is None:
+        return "none needed"
+    return ", ".join(role.value for role, rights in RIGHTS.items() if right in rights)
+
+
+def _fields(
+    model: type[BaseModel], besides: type[BaseModel] = BaseModel
+) -> Iterator[tuple[object, ...]]:
     for name, info in model.model_fields.items():
+        if name in besides.model_fields:
+            continue
         needed = "yes" if info.is_required() else ""
         yield f"`{name}`", _kind(info.annotation), needed, info.description or ""
 
@@ -117,9 +147,28 @@ def _config(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[object, 
         kind = info.annotation
         if isinstance(kind, type) and issubclass(kind, BaseModel):
             yield from _config(kind, f"{prefix}{name}.")
+        elif get_origin(kind) is dict and issubclass(get_args(kind)[1], BaseModel):
+            yield from _tiers(f"{prefix}{name}.NAME.", info.get_default(call_default_factory=True))
         else:
             default = info.get_default(call_default_factory=True)
             yield f"`{prefix}{name}`", _kind(kind), f"`{default}`", info.description or ""
+
+
+def _tiers(prefix: str, defaults: dict[str, TierConfig]) -> Iterator[tuple[object, ...]]:
+    """A tier's settings, with the defaults of the tiers that are always there."""
+    for name, info in TierConfig.model_fields.items():
+        default = info.get_default(call_default_factory=True)
+        own = [
+            f"; {tier}: `{value}`"
+            for tier, settings in defaults.items()
+            if (value := getattr(settings, name)) != default
+        ]
+        yield (
+            f"`{prefix}{name}`",
+            _kind(info.annotation),
+            f"`{default}`{''.join(own)}",
+            (info.description or ""),
+        )
 
 
 def _renamed() -> str:
@@ -175,12 +224,26 @@ def _commands(
 
 def render() -> str:
     """Make the whole text."""
-    parts = [HEAD, "\n## HTTP\n"]
+    parts = [
+        HEAD,
+        "\n## HTTP\n\n",
+        ROLES,
+        "\n",
+        _table(("endpoint", "meaning", "roles"), _endpoints()),
+    ]
     for title, model in BODIES:
         parts += [
             f"\n### {title}\n\n",
             _table(("field", "type", "needed", "meaning"), _fields(model)),
         ]
+    parts += [
+        "\n### POST /prefix-index/explain\n\n",
+        MORE_OF_EXPLAIN,
+        _table(
+            ("field", "type", "needed", "meaning"),
+            _fields(ExplainBody, besides=CompletionBody),
+        ),
+    ]
     off = "; ".join(
         f"`{name}` ({', '.join(f'`{value!r}`' for value in values)})"
         for name, values in sorted(OFF.items())
@@ -204,6 +267,11 @@ def render() -> str:
                     "`x-baton-timing: 1`",
                     "request",
                     "`timing` in the reply or the last chunk: where the time went",
+                ),
+                (
+                    "`x-baton-tier`",
+                    "both",
+                    "the tier, like `service_tier` in the body; in a reply that which served",
                 ),
                 ("`traceparent`, `tracestate`", "request", "W3C trace context"),
                 ("`Server-Timing`", "reply", "the phases of a plain reply, which browsers show"),

@@ -89,7 +89,7 @@ def replay(seed: int, only_faults: str, only_requests: str, *, as_json: bool) ->
     except (ValueError, IndexError) as error:
         raise ConfigError(
             f"--only-faults and --only-requests take indices below {len(plan.faults)} and "
-            f"{len(plan.orders)}: {error}"
+            f"{len(plan.requests)}: {error}"
         ) from error
     report = run_trial(plan)
     if as_json:

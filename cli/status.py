@@ -1,4 +1,4 @@
-"""`baton status`: whether the cluster serves, what is missing, and every worker.
+"""`baton status`: whether the cluster serves, what is missing, every worker and tier.
 
 Owns what is shown and the exit code. Does not know how readiness is found: it asks a router.
 """
@@ -27,14 +27,17 @@ def run_status(url: str, access: Endpoints, *, as_json: bool) -> int:
     """
     readiness = access.get(url, "/ready")
     replicas = access.get(url, "/replicas")["replicas"]
+    tiers = access.get(url, "/load")["tiers"]
     if as_json:
-        typer.echo(json.dumps({**readiness, "replicas": replicas}, indent=2))
+        typer.echo(json.dumps({**readiness, "replicas": replicas, "tiers": tiers}, indent=2))
     else:
-        _show(readiness, replicas)
+        _show(readiness, replicas, tiers)
     return EXIT_CODES[readiness["state"]]
 
 
-def _show(readiness: dict[str, Any], replicas: list[dict[str, Any]]) -> None:
+def _show(
+    readiness: dict[str, Any], replicas: list[dict[str, Any]], tiers: dict[str, dict[str, int]]
+) -> None:
     console = Console()
     table = Table(
         "role", "pid", "ranks", "address", "state", "run", "wait", "free blocks", box=box.SIMPLE
@@ -46,6 +49,11 @@ def _show(readiness: dict[str, Any], replicas: list[dict[str, Any]]) -> None:
         run = str(load["running"])
         wait = str(load["waiting"])
         table.add_row(r["role"], str(r["pid"]), ranks, r["address"], r["state"], run, wait, blocks)
+    console.print(table)
+    # Of the router that answers: each counts its own.
+    table = Table("tier", "run", "wait", "refused", box=box.SIMPLE)
+    for name, counts in tiers.items():
+        table.add_row(name, *(str(counts[key]) for key in ("running", "queued", "refused")))
     console.print(table)
     state = readiness["state"].replace("_", " ")
     for name, model in readiness["models"].items():

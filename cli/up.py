@@ -19,6 +19,7 @@ from rich.console import Console
 
 from cli.banner import announce
 from cli.instances import announced
+from cluster.machine_check import check_machine
 from cluster.ray.env import prepare_fresh_ray
 from cluster.served_model import kv_pools_of, model_of
 from cluster.server_ports import claimed
@@ -51,12 +52,16 @@ def run_up(path: Path | None, flags: Mapping[str, object], address: str, *, is_l
     spec = model_of(config)
     warn_of_tokens_beyond(TextModel(spec.folder), spec.vocabulary_size)
     check_access(config)
+    if not address:  # its processes may run elsewhere
+        check_machine(config, spec)
     with contextlib.ExitStack() as claims:
         claims.enter_context(claimed(config))
         if address:
             claims.close()  # the routers may be another user's, or on another machine
         _show_start(config, spec)
-        publish_ports = claims.enter_context(announced("local" if is_local else "ray"))
+        publish_ports = claims.enter_context(
+            announced("local" if is_local else "ray", spec.name, path)
+        )
         publish_ports(config.router.http_port, config.router.grpc_port)
         if is_local:
             asyncio.run(_run_local(config, publish_ports))
@@ -103,7 +108,7 @@ def check_access(config: BatonConfig) -> None:
     Raises:
         ConfigError: Names the line.
     """
-    check_keys(config.security.api_keys)
+    check_keys(config.security.api_keys, config.tiers)
     host = config.router.host
     security = config.security
     is_readable = bool(security.api_keys) and not security.door_certificate

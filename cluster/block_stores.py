@@ -1,6 +1,7 @@
 """The storage tiers of a real worker, as its config has them.
 
-Owns their composition and sizes. Does not know which blocks go there.
+Owns their composition, their sizes, and what is refused of both. Does not know which blocks go
+there.
 """
 
 from __future__ import annotations
@@ -9,14 +10,14 @@ import time
 from pathlib import Path
 
 from core.block_hash import hash_key
-from core.config import BatonConfig, EngineConfig
-from core.errors import ModelLoadError
+from core.config import BatonConfig, EngineConfig, PrefixCacheConfig
+from core.errors import ConfigError, ModelLoadError
 from core.kv_layout import KVLayout
 from core.ports import BlockStore
 from core.prefix_changes import StorageTier
 from core.session import Role
 from engine.scheduling.block_changes import BlockChanges
-from kv_storage.disk import DiskStore, slots_for
+from kv_storage.disk import DiskStore, check_writable, disk_block_bytes
 from kv_storage.host import HostStore
 from process.shared_memory import available_bytes
 from worker.components import TierStore
@@ -34,7 +35,7 @@ def make_stores(
     *,
     is_published: bool,
 ) -> tuple[TierStore, ...]:
-    """Make the tiers that the config gives room for at least one block.
+    """Make the tiers that the config gives room; touches no file yet.
 
     Args:
         config: Of the cluster.
@@ -44,17 +45,19 @@ def make_stores(
         is_published: The prefix index shows what the tiers hold.
 
     Raises:
+        ConfigError: As `check_tiers`, but for the folder.
         ModelLoadError: There is not so much memory.
     """
     cache = config.prefix_cache
-    if not engine.cache_prefixes or not exports_kv(engine, role):
+    if not _has_tiers(engine, role):
         return ()
+    _check_room(cache, role, layout)
     made: list[tuple[StorageTier, BlockStore, int, float, int]] = []
     if num_slots := cache.host_bytes // layout.block_bytes:
         _check_memory(cache.host_bytes)
         host = HostStore(layout, num_slots)
         made.append((StorageTier.HOST, host, num_slots, HOST_BYTES_PER_S, 1))
-    if cache.disk_bytes and (num_slots := slots_for(layout, cache.disk_bytes)):
+    if num_slots := cache.disk_bytes // disk_block_bytes(layout):
         key = hash_key(config.security.cluster_key)
         folder = Path(cache.disk_folder).expanduser()
         disk = DiskStore(layout, num_slots, folder, key, time.monotonic)
@@ -72,6 +75,46 @@ def make_stores(
         )
         for tier, store, num_slots, bytes_per_s, min_uses in made
     )
+
+
+def check_tiers(
+    cache: PrefixCacheConfig, engine: EngineConfig, role: Role, layout: KVLayout
+) -> None:
+    """Refuse room for less than a block, and a folder that cannot be written to.
+
+    A worker that runs is less strict: it leaves a disk alone that refuses, and tries again.
+
+    Raises:
+        ConfigError: Names the setting.
+    """
+    if not _has_tiers(engine, role):
+        return
+    _check_room(cache, role, layout)
+    if cache.disk_bytes:
+        try:
+            check_writable(Path(cache.disk_folder).expanduser())
+        except OSError as error:
+            raise ConfigError(
+                f"prefix_cache.disk_folder is {cache.disk_folder}, which cannot be written to: "
+                f"{error.strerror}; name a folder of this user on a local disk, or set "
+                "prefix_cache.disk_bytes to 0"
+            ) from error
+
+
+def _check_room(cache: PrefixCacheConfig, role: Role, layout: KVLayout) -> None:
+    for name, num_bytes, block_bytes in (
+        ("host_bytes", cache.host_bytes, layout.block_bytes),
+        ("disk_bytes", cache.disk_bytes, disk_block_bytes(layout)),
+    ):
+        if 0 < num_bytes < block_bytes:
+            raise ConfigError(
+                f"prefix_cache.{name} is {num_bytes}, and one block of a {role.value} worker's KV "
+                f"takes {block_bytes} bytes there; raise it, or set it to 0 for none"
+            )
+
+
+def _has_tiers(engine: EngineConfig, role: Role) -> bool:
+    return engine.cache_prefixes and exports_kv(engine, role)
 
 
 def exports_kv(engine: EngineConfig, role: Role) -> bool:

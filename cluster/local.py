@@ -20,7 +20,7 @@ from cluster.redis.server import RedisServer, with_redis
 from cluster.secrets import with_cluster_keys
 from core import events
 from core.config import BatonConfig
-from core.errors import ConfigError, ServingError, WorkerLost, from_wire
+from core.errors import ServingError, WorkerLost, from_wire
 from core.session import WorkerDescriptor
 
 START_TIMEOUT_S = 120.0
@@ -63,19 +63,30 @@ class Child:
                 self.process.stdin.write(line.encode() + b"\n")
                 await self.process.stdin.drain()
 
-    async def recv(self) -> dict[str, Any]:
+    async def recv(self, name: str) -> dict[str, Any]:
         """Wait for the child's one line.
 
+        Args:
+            name: Its name in errors.
+
         Raises:
-            ServingError: The child reported it, or died.
+            ServingError: The child reported it, died, or was not ready in time and is killed.
         """
         if self.process.stdout is None:
-            raise WorkerLost("the child process has no output pipe")
-        async with asyncio.timeout(START_TIMEOUT_S):
-            line = await self.process.stdout.readline()
+            raise WorkerLost(f"{name} has no output pipe")
+        try:
+            async with asyncio.timeout(START_TIMEOUT_S):
+                line = await self.process.stdout.readline()
+        except TimeoutError as error:
+            with contextlib.suppress(ProcessLookupError):
+                self.process.kill()
+            raise WorkerLost(
+                f"{name} was not ready within {START_TIMEOUT_S:g} s; its last line in the log says "
+                "how far it came: start again with less beside it, or with a smaller model"
+            ) from error
         if not line:
-            code = await self.process.wait()
-            raise WorkerLost(f"a child process ended with code {code} before it was ready")
+            await self.process.wait()
+            raise WorkerLost(f"{name} ended ({self.how_it_ended()}) before it was ready")
         report: dict[str, Any] = json.loads(line)
         if "error" in report:
             raise from_wire(report["error"], report["message"])
@@ -152,13 +163,9 @@ class LocalCluster:
                 *(self._start_worker(name) for name in names), self._start_routers()
             )
             await self._update_routers()
-        except (ServingError, TimeoutError) as error:
+        except ServingError:
             await self.stop()
-            raise (
-                error
-                if isinstance(error, ServingError)
-                else ConfigError("a child was not ready in time")
-            ) from error
+            raise
         loop = asyncio.get_running_loop()
         self._tasks = [loop.create_task(self._keep(name)) for name in names]
         self._tasks += [loop.create_task(self._keep_router(index)) for index in self._routers]
@@ -166,7 +173,7 @@ class LocalCluster:
     async def _start_worker(self, name: str) -> None:
         child = await Child.spawn(name.partition("-")[0], self.config)
         self._workers[name] = child
-        report = await child.recv()
+        report = await child.recv(name)
         self._members[name] = from_json(report["worker"])
         events.CHILD_STARTED.log(child=name, child_pid=child.process.pid)
 
@@ -176,10 +183,11 @@ class LocalCluster:
         self.http_port, self.grpc_port = self.addresses[0]
 
     async def _start_router(self, index: int, config: BatonConfig) -> tuple[int, int]:
+        name = f"router-{index}"
         child = await Child.spawn("router", config)
         self._routers[index] = child
-        report = await child.recv()
-        events.CHILD_STARTED.log(child=f"router-{index}", child_pid=child.process.pid)
+        report = await child.recv(name)
+        events.CHILD_STARTED.log(child=name, child_pid=child.process.pid)
         return report["http_port"], report["grpc_port"]
 
     async def _update_routers(self) -> None:
@@ -207,7 +215,7 @@ class LocalCluster:
                 await self._start_worker(name)
                 pause_s = 0.0
                 await self._update_routers()
-            except (ServingError, TimeoutError) as error:
+            except ServingError as error:
                 # What cannot start, for want of memory or files, must not be tried in a busy loop.
                 pause_s = min(max(1.0, pause_s * 2), MAX_PAUSE_S)
                 events.CHILD_FAILED.log(child=name, reason=str(error), retry_in_s=pause_s)
@@ -229,7 +237,7 @@ class LocalCluster:
                 await self._start_router(index, config)
                 await self._update_routers()
                 num_failures = 0
-            except (ServingError, TimeoutError) as error:
+            except ServingError as error:
                 num_failures += 1
                 events.CHILD_FAILED.log(
                     child=f"router-{index}", reason=str(error), retry_in_s=num_failures

@@ -42,6 +42,7 @@ from router.request_params import ServedModel
 from router.text.detokenizing import TextModel
 from router.text.text_bounds import longest_token_bytes
 from router.text.tokenizing import TokenizerPool
+from router.tiers import Tiers
 from transport.session_streams import session_network
 from transport.stream_proof import stream_key
 from transport.tls import session_tls
@@ -104,6 +105,7 @@ class RunningRouter:
             inner,
             self._certificate.chain if self._certificate is not None else None,
         )
+        tiers = Tiers(config.tiers, config.default_tier)
         made = compose_service(
             RouterComponents(
                 membership=membership,
@@ -116,13 +118,14 @@ class RunningRouter:
                 tracing=self._tracing,
                 view=self.prefix_view,
                 hash_key=hash_key(security.cluster_key),
+                tiers=tiers,
             ),
             ServiceComponents(
                 model=model,
                 tokenizer=self._tokenizer,
                 text=text,
                 seed_key=config.seed_key.encode(),
-                keyring=Keyring(security.api_keys, clock.now_s),
+                keyring=Keyring(security.api_keys, clock.now_s, tiers=tiers),
                 expected_roles=expected_roles(config),
                 configured={
                     Role.PREFILL: 0 if config.colocated else config.pools.prefill.replicas,

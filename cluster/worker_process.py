@@ -21,7 +21,7 @@ from cluster.tracing import make_tracing
 from core import events
 from core.block_hash import hash_key
 from core.clocks import SystemClock
-from core.config import BatonConfig, weights_of
+from core.config import BatonConfig
 from core.errors import ConfigError, ModelLoadError
 from core.ids import Ids, WorkerId
 from core.ports import Network
@@ -151,7 +151,7 @@ class RunningWorker:
             block_changes=changes,
             exports_kv=is_exported,
             stores=make_stores(config, engine, role, layout, is_published=is_published),
-            class_weights=weights_of(config.prefix_cache.tier_weights),
+            tiers=config.tiers,
         )
         unit = compose(components, AgentThread())
         descriptor = await unit.start()

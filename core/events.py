@@ -214,6 +214,12 @@ STORAGE_FAILED = Event(
 RANKS_RESTARTED = Event(
     "ranks_restarted", INFO, "fresh ranks are ready", ("rank_pids", "exit_codes", "took_s")
 )
+RANK_LINGERS = Event(
+    "rank_lingers",
+    WARNING,
+    "a rank was killed and has not ended yet; its worker goes on, and its memory is free later",
+    ("rank_pid", "waited_s"),
+)
 ROUTER_CONNECTED = Event(
     "router_connected", INFO, "a router opened its session with this worker", ("router_id",)
 )
@@ -250,6 +256,12 @@ CERTIFICATE_ENDS_SOON = Event("certificate_ends_soon", WARNING, "renew it", ("wh
 KEYS_RELOADED = Event("keys_reloaded", INFO, "the key file was read again", ("keys", "faults"))
 KEY_LINE_REFUSED = Event(
     "key_line_refused", ERROR, "this line of the key file opens nothing", ("reason",)
+)
+KEY_TIER_UNKNOWN = Event(
+    "key_tier_unknown",
+    ERROR,
+    "keys are of a tier that the config has not; they open, and are served in the default tier",
+    ("tier", "keys", "served_as"),
 )
 KEY_FILE_LOST = Event(
     "key_file_lost",

@@ -98,8 +98,18 @@ PREFIX_FETCHES = Metric(
 )
 ATTEMPTS = Metric("baton_attempts_total", "counter", "attempts started", ("path",))
 RETRIES = Metric("baton_retries_total", "counter", "attempts caused by a fault", ("reason",))
-RUNNING = Metric("baton_requests_running", "gauge", "requests holding a permit")
-QUEUED = Metric("baton_requests_queued", "gauge", "requests waiting for a permit")
+RUNNING = Metric(
+    "baton_requests_running", "gauge", "permits that requests of a tier hold", ("tier",)
+)
+QUEUED = Metric(
+    "baton_requests_queued", "gauge", "requests of a tier that wait for a permit", ("tier",)
+)
+REFUSED = Metric(
+    "baton_requests_refused",
+    "gauge",
+    "requests of a tier for which there was no room to wait, or no permit in time, since the start",
+    ("tier",),
+)
 WORKERS = Metric("baton_pool_replicas", "gauge", "workers with a live session", ("role",))
 CERTIFICATE_ENDS = Metric(
     "baton_certificate_expiration_timestamp_seconds",
@@ -142,12 +152,12 @@ PREFIX_TOKENS = Metric(
     "elsewhere (another worker has them, and this one was cheaper); not_cached",
     ("outcome",),
 )
-PREFIX_TIER_TOKENS = Metric(
-    "baton_prefix_tier_hit_tokens_total",
+PREFIX_STORAGE_TOKENS = Metric(
+    "baton_prefix_storage_hit_tokens_total",
     "counter",
     "prompt tokens found in a cache, by the storage tier in which the router knew them; "
     "unpublished: it did not",
-    ("tier",),
+    ("storage",),
 )
 STALE_PLACEMENTS = Metric(
     "baton_prefix_stale_placements_total",
@@ -217,6 +227,7 @@ ALL = (
     RETRIES,
     RUNNING,
     QUEUED,
+    REFUSED,
     WORKERS,
     REFUSALS,
     ERRORS,
@@ -230,7 +241,7 @@ ALL = (
     PREFIX_GAPS,
     PREFIX_LAG,
     PREFIX_TOKENS,
-    PREFIX_TIER_TOKENS,
+    PREFIX_STORAGE_TOKENS,
     STALE_PLACEMENTS,
     WORKER_BLOCKS,
     WORKER_SEQUENCES,

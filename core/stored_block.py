@@ -71,7 +71,5 @@ class StorageFault(StrEnum):
     """Another block lies there, or a file that is not ours."""
     DAMAGED = "damaged"
     """The bytes are not those that were written."""
-    TOO_LATE = "too_late"
-    """It was not there in time."""
     REPLACED = "replaced"
     """The pool's block or memory has been given to others meanwhile."""

@@ -24,6 +24,10 @@ MAX_LOGIT_BIAS = 300
 MAX_ALLOWED_TOKENS = 4096
 MAX_BAD_WORDS = 128
 MAX_BAD_WORD_TOKENS = 2048
+CANARY_TIER = "canary"
+"""Tier of the requests behind `/ready`; they take no permit."""
+DEFAULT_TIER = "default"
+"""Says of a key that its tier is the config's `default_tier`."""
 MODEL_DEFAULTS = ("temperature", "top_p", "min_p", "repetition_penalty")
 """Fields of `SamplingParams`, numbers, for which a model's files may have a default."""
 

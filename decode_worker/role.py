@@ -25,14 +25,15 @@ from core.ids import TransferId
 from core.plan import StepPlan
 from core.session import ConnectPeers, Role, Task
 from core.types import Logprob
-from engine.scheduling.events import HandoverEvent, Reserved
+from engine.scheduling.events import BlocksReserved, HandoverEvent
+from engine.scheduling.scheduler import Scheduler
 from engine.scheduling.sequence import Sequence, Status
 from kv_transfer.receiver import Arrival, FetchOrder, ReceiverCallbacks
 from kv_transfer.reserved_blocks import Reservation
 from worker.attempt import Attempt
 from worker.checking import check_first_tokens
 from worker.components import TransferAgents, WorkerComponents
-from worker.ports import Attempts
+from worker.ports import WorkerAttempts
 from worker.sequences import add_sequence
 
 
@@ -57,15 +58,20 @@ class DecodeRole:
     """Hand-overs come in here; none goes out."""
 
     def __init__(
-        self, components: WorkerComponents, attempts: Attempts, agents: TransferAgents
+        self,
+        components: WorkerComponents,
+        scheduler: Scheduler,
+        attempts: WorkerAttempts,
+        agents: TransferAgents,
     ) -> None:
         """Join a worker."""
-        self._scheduler = attempts.scheduler
+        self._scheduler = scheduler
         self._attempts = attempts
         self._kv = components.kv
         self._layout = components.layout
         self._clock = components.clock
         self._post = agents.post
+        self._vocabulary_size = components.vocabulary_size
         self._reserve_wait_s = components.transfer.reserve_wait_s
         self._worker_id = components.worker_id
         self._incarnation = components.incarnation
@@ -122,7 +128,7 @@ class DecodeRole:
 
     def take(self, event: HandoverEvent) -> None:
         """Act on an arrival's event."""
-        if not isinstance(event, Reserved):
+        if not isinstance(event, BlocksReserved):
             raise InvariantViolation("a decode worker computed a hand-over")
         self._reserved(event.sequence, event.num_have_blocks)
 
@@ -171,6 +177,7 @@ class DecodeRole:
         transfer_id = self._reserving[sequence.key]
         incoming = self._incoming[transfer_id]
         self._leave_line(incoming)
+        # Copies: the agent is on another loop, and the sequence's own table changes on this one.
         table = tuple(sequence.block_table)
         # A block that is used again has a new generation: late bytes for the old one are refused.
         generations = tuple(self._scheduler.pool.generation(b) for b in table)
@@ -231,7 +238,7 @@ class DecodeRole:
             self._attempts.end(attempt, error)
             return
         try:
-            check_first_tokens(first_tokens.values(), self._attempts.vocabulary_size)
+            check_first_tokens(first_tokens.values(), self._vocabulary_size)
         except KVTransferError as error:
             self._attempts.end(attempt, error)
             return

@@ -8,7 +8,8 @@ are kept.
 The fingerprint is of the model, its KV layout, the cluster key, and the versions of the blocks'
 names and of the files: a worker that differs in one of them finds nothing, and harms nothing. A
 worker takes the first numbered folder that nobody has locked, so that one that starts again finds
-what it wrote.
+what it wrote. Segments that nobody has had open for a week, of whatever fingerprint, are removed by
+the next worker that starts: a model or a key that is gone would take its room for ever.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import fcntl
 import functools
 import hashlib
 import os
+import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -44,6 +46,10 @@ SEGMENT_BYTES = 64 << 20
 MAX_FOLDERS = 1_024
 PAUSE_S = 5.0
 """After the disk was full or refused, nothing is written for so long."""
+UNUSED_S = 7 * 86_400.0
+"""After so long the segments of a folder that no worker has locked are removed."""
+CLOSE_TIMEOUT_S = 5.0
+"""For copies under way when a worker ends; a disk that hangs takes no longer."""
 BATCH_BLOCKS = 8
 """Copied in one go: they lie in memory together."""
 
@@ -57,10 +63,20 @@ def fingerprint_of(layout: KVLayout, hash_key: bytes, slots_per_segment: int) ->
     return hashlib.blake2b(words.encode(), key=hash_key, digest_size=32).digest()
 
 
-def slots_for(layout: KVLayout, num_bytes: int) -> int:
-    """Slots whose files take at most so many bytes."""
-    payload_bytes = BlockBytes(layout).payload_bytes
-    return num_bytes // bytes_of_slot(payload_bytes, layout.block_size_tokens)
+def disk_block_bytes(layout: KVLayout) -> int:
+    """What a block takes of the disk at most."""
+    return bytes_of_slot(BlockBytes(layout).payload_bytes, layout.block_size_tokens)
+
+
+def check_writable(folder: Path) -> None:
+    """Try to make a file where a folder is or would be made, and leave nothing behind.
+
+    Raises:
+        OSError: It cannot be made.
+    """
+    there = next(each for each in (folder, *folder.parents) if each.exists())
+    with tempfile.TemporaryFile(dir=there):
+        pass
 
 
 class DiskStore:
@@ -142,6 +158,9 @@ class DiskStore:
                 continue
             self._own = folder
             self._lock_fd = fd
+            os.utime(fd)
+            # By the clock that dates files: a disk may be another machine's.
+            _remove_unused(self._folder.parent, before_s=os.fstat(fd).st_mtime - UNUSED_S)
             return
 
     def _path(self, number: int) -> Path:
@@ -254,13 +273,24 @@ class DiskStore:
         return [*[None] * len(read), *faults]
 
     async def close(self) -> None:
-        """See `BlockStore`."""
-        for threads in (self._readers, self._writers):
-            threads.shutdown()
+        """See `BlockStore`; what a disk that hangs still uses stays open until the process ends."""
+        loop = asyncio.get_running_loop()
+        both = (self._readers, self._writers)
+        # Each is one thread: this comes behind all that it has to copy.
+        ends = [loop.run_in_executor(threads, int) for threads in both]
+        for threads in both:
+            threads.shutdown(wait=False)
+        try:
+            async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                await asyncio.gather(*ends)
+        except TimeoutError:
+            return
         for segment in self._segments.values():
             segment.close()
         self._segments.clear()
         if self._lock_fd is not None:
+            with contextlib.suppress(OSError):
+                os.utime(self._lock_fd)
             os.close(self._lock_fd)
             self._lock_fd = None
         self._own = None
@@ -274,3 +304,21 @@ def _make_private(folder: Path) -> None:
     missing = [each for each in (folder, *folder.parents) if not each.exists()]
     for each in reversed(missing):
         each.mkdir(mode=0o700, exist_ok=True)
+
+
+def _remove_unused(folder: Path, before_s: float) -> None:
+    """Remove segments that no worker has locked, and none has had since `before_s`.
+
+    The folders stay, with their locks: another worker may take one at this moment.
+    """
+    for lock in folder.glob("*/*/lock"):
+        with contextlib.suppress(OSError):
+            fd = os.open(lock, os.O_RDWR | os.O_CLOEXEC)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                segments = [path for path in lock.parent.glob("*.kv") if path.stem.isdecimal()]
+                if max(path.stat().st_mtime for path in (lock, *segments)) < before_s:
+                    for path in segments:
+                        path.unlink()
+            finally:
+                os.close(fd)

@@ -43,7 +43,7 @@ from kv_transfer.frames import (
 )
 
 
-class Kind(IntEnum):
+class FetchMessageKind(IntEnum):
     """First byte of a message. Numbers are part of the wire format: they are never used again."""
 
     OPEN = 1
@@ -76,10 +76,10 @@ _SUB = struct.Struct("<BH")
 _PROBE = struct.Struct("<BQ")
 _PLACE_BYTES = 12  # layer, shard, block: three uint32
 _EMPTY: dict[int, type[Ack] | type[Finished] | type[NotFound] | type[Heartbeat]] = {
-    Kind.ACK: Ack,
-    Kind.FINISHED: Finished,
-    Kind.NOT_FOUND: NotFound,
-    Kind.HEARTBEAT: Heartbeat,
+    FetchMessageKind.ACK: Ack,
+    FetchMessageKind.FINISHED: Finished,
+    FetchMessageKind.NOT_FOUND: NotFound,
+    FetchMessageKind.HEARTBEAT: Heartbeat,
 }
 _KIND_OF_EMPTY = {cls: kind for kind, cls in _EMPTY.items()}
 
@@ -94,7 +94,7 @@ def encode_frame(
     Raises:
         KVTransferError: No transport carries a message as long.
     """
-    kind = Kind.FRAME if payload is not None else Kind.FRAME_IN_POOL
+    kind = FetchMessageKind.FRAME if payload is not None else FetchMessageKind.FRAME_IN_POOL
     num_bytes = FRAME_HEAD_BYTES + entries.nbytes + len(payload or b"")
     if num_bytes > MAX_MESSAGE_BYTES:
         raise KVTransferError(
@@ -130,26 +130,32 @@ def _encode(message: Message) -> bytes:
             name = receiver_id.encode()
             text = identity.encode()
             lengths = len(name), len(text)
-            head = _OPEN.pack(Kind.OPEN, transfer_id, incarnation, shards, block_size, *lengths)
+            head = _OPEN.pack(
+                FetchMessageKind.OPEN, transfer_id, incarnation, shards, block_size, *lengths
+            )
             return head + name + text
         case Starting(sub_attempt, num_tokens, num_shards, block_size):
-            return _STARTING.pack(Kind.STARTING, sub_attempt, num_tokens, num_shards, block_size)
+            return _STARTING.pack(
+                FetchMessageKind.STARTING, sub_attempt, num_tokens, num_shards, block_size
+            )
         case Reserved(sub_attempt, have_tokens):
-            return _RESERVED.pack(Kind.RESERVED, sub_attempt, have_tokens)
+            return _RESERVED.pack(FetchMessageKind.RESERVED, sub_attempt, have_tokens)
         case Probe(num_bytes):
-            return _PROBE.pack(Kind.PROBE, num_bytes)
+            return _PROBE.pack(FetchMessageKind.PROBE, num_bytes)
         case Refused(text):
-            return bytes((Kind.REFUSED,)) + text.encode()
+            return bytes((FetchMessageKind.REFUSED,)) + text.encode()
         case Resend(sub_attempt, fragments):
             flat = [n for place in fragments for n in place]
-            return _SUB.pack(Kind.RESEND, sub_attempt) + struct.pack(f"<{len(flat)}I", *flat)
+            return _SUB.pack(FetchMessageKind.RESEND, sub_attempt) + struct.pack(
+                f"<{len(flat)}I", *flat
+            )
         case Commit():
             return _encode_commit(message)
         case Restart(sub_attempt):
-            return _SUB.pack(Kind.RESTART, sub_attempt)
+            return _SUB.pack(FetchMessageKind.RESTART, sub_attempt)
         case Failed(name, text):
             # A NUL is in no name of an error, so the text may hold anything.
-            return bytes((Kind.FAILED,)) + f"{name}\0{text}".encode()
+            return bytes((FetchMessageKind.FAILED,)) + f"{name}\0{text}".encode()
         case Ack() | Finished() | NotFound() | Heartbeat():
             return bytes((_KIND_OF_EMPTY[type(message)],))
         case Frame():
@@ -159,7 +165,7 @@ def _encode(message: Message) -> bytes:
 def _encode_commit(commit: Commit) -> bytes:
     tokens = commit.first_tokens
     counts = commit.num_entries, commit.checksum, len(tokens)
-    out = bytearray(_COMMIT.pack(Kind.COMMIT, commit.sub_attempt, *counts))
+    out = bytearray(_COMMIT.pack(FetchMessageKind.COMMIT, commit.sub_attempt, *counts))
     for choice, token in tokens.items():
         is_final = choice in commit.final_choices
         out += _TOKEN.pack(choice, is_final, token.token_id, token.logprob, len(token.top))
@@ -179,7 +185,7 @@ def decode(data: bytes) -> tuple[int, Message]:
     """
     try:
         kind, number, crc = _HEAD.unpack_from(data)
-        is_frame = kind in (Kind.FRAME, Kind.FRAME_IN_POOL)
+        is_frame = kind in (FetchMessageKind.FRAME, FetchMessageKind.FRAME_IN_POOL)
         end = _end_of_entries(data) if is_frame else len(data)
         if _head_crc(kind, number, memoryview(data)[_HEAD.size : end]) != crc:
             raise KVTransferError(
@@ -211,26 +217,26 @@ def _decode(kind: int, message: bytes) -> Message:
     if kind in _EMPTY:
         return _EMPTY[kind]()
     match kind:
-        case Kind.OPEN:
+        case FetchMessageKind.OPEN:
             return _decode_open(data)
-        case Kind.STARTING:
+        case FetchMessageKind.STARTING:
             return Starting(*_STARTING.unpack(data)[1:])
-        case Kind.RESERVED:
+        case FetchMessageKind.RESERVED:
             return Reserved(*_RESERVED.unpack(data)[1:])
-        case Kind.PROBE:
+        case FetchMessageKind.PROBE:
             return Probe(*_PROBE.unpack(data)[1:])
-        case Kind.REFUSED:
+        case FetchMessageKind.REFUSED:
             return Refused(data[1:].decode())
-        case Kind.RESEND:
+        case FetchMessageKind.RESEND:
             count = (len(data) - _SUB.size) // _PLACE_BYTES
             flat = struct.unpack_from(f"<{count * 3}I", data, _SUB.size)
             places = tuple((flat[i], flat[i + 1], flat[i + 2]) for i in range(0, len(flat), 3))
             return Resend(_SUB.unpack_from(data)[1], places)
-        case Kind.COMMIT:
+        case FetchMessageKind.COMMIT:
             return _decode_commit(data)
-        case Kind.RESTART:
+        case FetchMessageKind.RESTART:
             return Restart(_SUB.unpack(data)[1])
-        case Kind.FAILED:
+        case FetchMessageKind.FAILED:
             name, _, text = data[1:].decode().partition("\0")
             return Failed(name, text)
         case _:
@@ -257,7 +263,7 @@ def _decode_frame(data: bytes, kind: int) -> Frame:
     end = _end_of_entries(data)
     if end > len(data):
         raise KVTransferError(f"a frame of {len(data)} bytes cannot hold {count} entries")
-    payload = memoryview(data)[end:] if kind == Kind.FRAME else None
+    payload = memoryview(data)[end:] if kind == FetchMessageKind.FRAME else None
     # Entries and payload are views: a megabyte of KV is copied once, into the reserved blocks.
     return Frame(sub_attempt, np.frombuffer(data, ENTRY, count, FRAME_HEAD_BYTES), payload)
 

@@ -28,6 +28,7 @@ async def answer(stream: MessageStream, probe: frames.Probe, frame_bytes: int) -
     Raises:
         StreamClosed: The peer has left.
     """
+    # At once and short: it times the way alone, apart from the bytes behind it.
     await stream.send(codec.encode(0, frames.Heartbeat()))
     count = -(-min(probe.num_bytes, MAX_PROBE_BYTES) // frame_bytes)
     is_mapped = isinstance(stream, MappedStream)

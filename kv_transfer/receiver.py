@@ -81,7 +81,7 @@ class FetchOrder:
     receiver_incarnation: Incarnation
 
 
-class State(Enum):
+class ReceiverState(Enum):
     """Where a transfer stands; the picture above has the transitions."""
 
     DIALLING = auto()
@@ -93,7 +93,7 @@ class State(Enum):
 
 
 class Receiver:
-    """State of one incoming transfer."""
+    """ReceiverState of one incoming transfer."""
 
     def __init__(
         self,
@@ -111,7 +111,7 @@ class Receiver:
         `note` counts transitions; `wake` is called whenever there is something new to send.
         """
         self.order = order
-        self.state = State.DIALLING
+        self.state = ReceiverState.DIALLING
         self.num_late_frames = 0
         self.num_resent = 0
         self._callbacks = callbacks
@@ -135,7 +135,7 @@ class Receiver:
     @property
     def is_closed(self) -> bool:
         """True once the transfer has ended; what is queued for the peer still goes out."""
-        return self.state is State.CLOSED
+        return self.state is ReceiverState.CLOSED
 
     # --- from the worker --------------------------------------------------------------------------
 
@@ -158,30 +158,30 @@ class Receiver:
             self._source,
             self._generation_of,
         )
-        self._enter(State.RECEIVING, Transition.RECEIVER_RESERVED)
+        self._enter(ReceiverState.RECEIVING, Transition.RECEIVER_RESERVED)
         have_tokens = reservation.have_blocks * self._layout.block_size_tokens
         self._send(frames.Reserved(self._sub_attempt, have_tokens))
 
     def refuse(self, error: ServingError) -> None:
         """No room: report it to the sender and close."""
-        self._enter(State.CLOSED, Transition.RECEIVER_REFUSED)
+        self._enter(ReceiverState.CLOSED, Transition.RECEIVER_REFUSED)
         self._send(frames.Refused(error.message))
 
     def ack(self) -> None:
         """The sequence is attached."""
-        self._enter(State.CLOSED, Transition.RECEIVER_ACKED)
+        self._enter(ReceiverState.CLOSED, Transition.RECEIVER_ACKED)
         self._send(frames.Ack())
 
     def end(self) -> None:
         """The worker no longer wants the KV."""
         if not self.is_closed:
-            self._enter(State.CLOSED, Transition.RECEIVER_ENDED)
+            self._enter(ReceiverState.CLOSED, Transition.RECEIVER_ENDED)
         self._wake()
 
     def fail(self, error: ServingError) -> None:
         """Something broke: report it to the worker; the peer sees the stream end."""
         if not self.is_closed:
-            self._enter(State.CLOSED, Transition.RECEIVER_FAILED)
+            self._enter(ReceiverState.CLOSED, Transition.RECEIVER_FAILED)
             self._callbacks.transfer_failed(self.order.transfer_id, error)
         self._wake()
 
@@ -197,7 +197,7 @@ class Receiver:
         # The sender's shape is not known before Starting, so its pool cannot be addressed yet.
         self._transport = transport
         self._peer_segments = peer_segments
-        self.state = State.WAITING
+        self.state = ReceiverState.WAITING
         order = self.order
         return frames.Open(
             order.transfer_id,
@@ -230,7 +230,7 @@ class Receiver:
             case frames.Finished():
                 # Reported first: `transfer_closed` must come last of all.
                 self._callbacks.transfer_finished(self.order.transfer_id)
-                self._enter(State.CLOSED, Transition.RECEIVER_FINISHED)
+                self._enter(ReceiverState.CLOSED, Transition.RECEIVER_FINISHED)
             case frames.Failed(kind, text):
                 error = from_wire(kind, f"the prefill worker gave up: {text}")
                 # Its reasons are its own: whether another attempt helps is the router's decision.
@@ -253,7 +253,7 @@ class Receiver:
         """Take the next message to the sender off the queue, if there is one."""
         return self._replies.popleft() if self._replies else None
 
-    def _enter(self, state: State, transition: Transition) -> None:
+    def _enter(self, state: ReceiverState, transition: Transition) -> None:
         self.state = state
         self._note(transition)
         self._wake()
@@ -274,7 +274,7 @@ class Receiver:
         if self._peer_segments is not None:
             theirs = replace(self._layout, num_shards=shape[0], block_size_tokens=shape[1])
             self._source = PoolView(self._peer_segments, theirs, self._grid)
-        self._enter(State.RESERVING, Transition.RECEIVER_STARTING)
+        self._enter(ReceiverState.RESERVING, Transition.RECEIVER_STARTING)
         self._callbacks.transfer_starting(self.order.transfer_id, starting.num_tokens)
 
     def _restart(self, sub_attempt: int) -> None:
@@ -288,7 +288,7 @@ class Receiver:
 
     def _accept(self, frame: frames.Frame) -> None:
         # After its arrival a sequence may be attached: its blocks are its own, and are not written.
-        if frame.sub_attempt != self._sub_attempt or self.state is State.ARRIVED:
+        if frame.sub_attempt != self._sub_attempt or self.state is ReceiverState.ARRIVED:
             self.num_late_frames += 1
             return
         if self._blocks is None or not len(frame.entries):
@@ -320,7 +320,11 @@ class Receiver:
     def _verify(self) -> None:
         """Once everything the commit counts is here, compare and report."""
         commit, blocks = self._commit, self._blocks
-        if commit is None or self.state is State.ARRIVED or commit.sub_attempt != self._sub_attempt:
+        if (
+            commit is None
+            or self.state is ReceiverState.ARRIVED
+            or commit.sub_attempt != self._sub_attempt
+        ):
             return
         num_here = blocks.num_here if blocks else 0
         if num_here < commit.num_entries:
@@ -338,7 +342,7 @@ class Receiver:
             raise ChecksumMismatch("the checksum over all fragments does not match")
         # Last: ranks that started again since have other memory, and none of this KV in it.
         blocks.check_pool()
-        self._enter(State.ARRIVED, Transition.RECEIVER_ARRIVED)
+        self._enter(ReceiverState.ARRIVED, Transition.RECEIVER_ARRIVED)
         num_blocks = len(blocks.reservation.block_ids) - blocks.reservation.have_blocks
         arrival = Arrival(blocks.num_bytes, num_blocks, self._transport, self.num_resent)
         self._callbacks.transfer_arrived(self.order.transfer_id, commit.first_tokens, arrival)

@@ -170,6 +170,7 @@ class SendAgent(TransferAgent):
             self._bury(sender.offer.transfer_id)
 
     def _bury(self, transfer_id: TransferId) -> None:
+        # So that an Open that comes late is refused at once, instead of being parked for nothing.
         self._tombstones[transfer_id] = asyncio.get_running_loop().time() + TOMBSTONE_S
 
     # --- from peers -------------------------------------------------------------------------------
@@ -179,6 +180,7 @@ class SendAgent(TransferAgent):
         if found is None:
             self._note(Transition.SENDER_NOT_FOUND)
             await self._turn_away(stream, frames.NotFound())
+        # Of what went out on the first stream, a second one would miss everything.
         elif found.has_stream:
             await self._turn_away(stream, frames.Failed(*to_wire(_TAKEN)))
         else:

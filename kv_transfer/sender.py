@@ -85,7 +85,7 @@ class Blocks:
     """Held by these blocks together."""
 
 
-class State(Enum):
+class SenderState(Enum):
     """Where a transfer stands; the picture above has the transitions."""
 
     OFFERED = auto()
@@ -96,7 +96,7 @@ class State(Enum):
 
 
 class Sender:
-    """State of one outgoing transfer."""
+    """SenderState of one outgoing transfer."""
 
     def __init__(
         self,
@@ -114,7 +114,7 @@ class Sender:
         `note` counts transitions; `wake` is called whenever there is something new to send.
         """
         self.offer = offer
-        self.state = State.OFFERED
+        self.state = SenderState.OFFERED
         self.last_traffic_at = now_s
         self._callbacks = callbacks
         self._layout = layout
@@ -131,7 +131,7 @@ class Sender:
     @property
     def is_closed(self) -> bool:
         """True once no block is read any more."""
-        return self.state is State.CLOSED
+        return self.state is SenderState.CLOSED
 
     @property
     def num_bytes(self) -> int:
@@ -144,7 +144,7 @@ class Sender:
         """The request is at the head of its queue: ask the partner to reserve."""
         self._note(Transition.SENDER_STARTED)
         self._starting = frames.Starting(self._sub_attempt, num_tokens, *self._layout.shape)
-        if self.state is not State.OFFERED:
+        if self.state is not SenderState.OFFERED:
             self._send(self._starting)
 
     def publish(self, sub_attempt: int, blocks: Blocks) -> None:
@@ -175,8 +175,8 @@ class Sender:
     def restart(self, sub_attempt: int) -> None:
         """The sequence was preempted: stop reading its blocks, keep the partner's reservation."""
         self._note(Transition.SENDER_RESTARTED)
-        if self.state is State.COMMITTED:
-            self.state = State.SENDING
+        if self.state is SenderState.COMMITTED:
+            self.state = SenderState.SENDING
         drained = self._sub_attempt
         self._sub_attempt = sub_attempt
         if self._builder is not None:
@@ -220,7 +220,7 @@ class Sender:
         self._builder = FrameBuilder(
             opened, mapped_pool, self._fence, self._layout, self._frame_bytes
         )
-        self._enter(State.OPEN, Transition.SENDER_OPENED)
+        self._enter(SenderState.OPEN, Transition.SENDER_OPENED)
         if self._starting is not None:
             self._send(replace(self._starting, sub_attempt=self._sub_attempt))
 
@@ -277,7 +277,7 @@ class Sender:
         """Send what is queued for the peer and nothing else; no block is read any more."""
         if self.is_closed:
             return
-        self.state = State.CLOSED  # first: the callback below may call back
+        self.state = SenderState.CLOSED  # first: the callback below may call back
         if self._builder is not None:
             self._builder.drop_waiting()
         self._wake()
@@ -312,6 +312,7 @@ class Sender:
             KVTransferError: The pool was replaced since the offer.
         """
         builder = self._builder
+        # Fragments before the commit, which counts them all.
         if builder is not None and builder.num_waiting:
             frame = builder.build(self._sub_attempt)
             self._note(Transition.SENDER_SENT)
@@ -321,10 +322,10 @@ class Sender:
             return None
         self._commit = None
         num_entries, checksum = builder.totals()
-        self._enter(State.COMMITTED, Transition.SENDER_COMMITTED)
+        self._enter(SenderState.COMMITTED, Transition.SENDER_COMMITTED)
         return replace(commit, num_entries=num_entries, checksum=checksum)
 
-    def _enter(self, state: State, transition: Transition) -> None:
+    def _enter(self, state: SenderState, transition: Transition) -> None:
         self.state = state
         self._note(transition)
 
@@ -338,10 +339,10 @@ class Sender:
         # An older sub-attempt is no fault: a Restart keeps the reservation and may cross with it.
         if starting is None or builder is None or sub_attempt > self._sub_attempt:
             raise KVTransferError("the decode worker reserved for what was not started")
-        if self.state is not State.OPEN:
+        if self.state is not SenderState.OPEN:
             raise KVTransferError("the decode worker reserved twice for this transfer")
         builder.expect(starting.num_tokens, have_tokens)
-        self._enter(State.SENDING, Transition.SENDER_PARTNERED)
+        self._enter(SenderState.SENDING, Transition.SENDER_PARTNERED)
         self._callbacks.transfer_reserved(
             self.offer.transfer_id, have_tokens // self._layout.block_size_tokens
         )

@@ -15,12 +15,13 @@ from core.errors import Cancelled, InvalidRequest, InvariantViolation, ServingEr
 from core.ids import TransferId
 from core.plan import StepPlan
 from core.session import ConnectPeers, Role, Task
-from engine.scheduling.events import Announced, HandoverEvent, Preempted, Reserved, Started
+from engine.scheduling.events import Announced, BlocksReserved, HandoverEvent, Preempted, Started
+from engine.scheduling.scheduler import Scheduler
 from engine.scheduling.sequence import Handover, Sequence, Status
 from kv_transfer.sender import Blocks, Offer, SenderCallbacks
 from worker.attempt import Attempt
 from worker.components import TransferAgents, WorkerComponents
-from worker.ports import Attempts
+from worker.ports import WorkerAttempts
 from worker.sequences import add_sequence
 
 
@@ -51,10 +52,14 @@ class PrefillRole:
     """Hand-overs go out from here; none comes in."""
 
     def __init__(
-        self, components: WorkerComponents, attempts: Attempts, agents: TransferAgents
+        self,
+        components: WorkerComponents,
+        scheduler: Scheduler,
+        attempts: WorkerAttempts,
+        agents: TransferAgents,
     ) -> None:
         """Join a worker."""
-        self._scheduler = attempts.scheduler
+        self._scheduler = scheduler
         self._attempts = attempts
         self._kv = components.kv
         self._layout = components.layout
@@ -160,7 +165,7 @@ class PrefillRole:
                 self._started(sequence)
             case Preempted(sequence, pins):
                 self._preempted(sequence, list(pins))
-            case Reserved():
+            case BlocksReserved():
                 raise InvariantViolation("a prefill worker reserved blocks for an arrival")
 
     def _announce(self, sequence: Sequence) -> None:
@@ -169,6 +174,7 @@ class PrefillRole:
 
     def _started(self, sequence: Sequence) -> None:
         """Blocks found in the prefix cache are complete: they go out before the first chunk."""
+        # The attempt may have ended since the plan that this event is of.
         outgoing = self._by_key.get(sequence.key)
         if outgoing is None:
             return
@@ -179,6 +185,7 @@ class PrefillRole:
 
     def _preempted(self, sequence: Sequence, pins: list[int]) -> None:
         """Its blocks are gone: start a new sub-attempt, keep pinned what may be in flight."""
+        # As above; nobody will drain these pins, so they end here.
         outgoing = self._by_key.get(sequence.key)
         if outgoing is None:
             self._scheduler.tables.unpin(pins)

@@ -134,6 +134,7 @@ class PrefixFeed:
                 reason = ""
         if reason:
             self._num_failures += 1
+            # Once per outage: this turn comes again until the store is back.
             if self._num_failures == FAILURES_TO_BREAK:
                 self.state = "down"
                 events.PREFIX_INDEX_DOWN.log(reason=reason)
@@ -199,6 +200,7 @@ class PrefixFeed:
         if changes is None:
             return
         worker, incarnation = life
+        # Empty first: what the worker evicted unseen must go, too.
         self.view.apply(worker, incarnation, PrefixChange(is_whole=True))
         for change in changes:
             self.view.apply(worker, incarnation, change)

@@ -151,6 +151,7 @@ class PrefixPublisher:
     async def _wait(self) -> None:
         self._wake.clear()
         rest_s = self._renewed_at + RENEW_S - self._clock.now_s()
+        # Looked at after the wake was cleared: a change in between would be slept over.
         if rest_s > 0 and not self._has_changes:
             try:
                 async with asyncio.timeout(rest_s):
@@ -178,6 +179,7 @@ class PrefixPublisher:
             while len(content.changes) and not self._is_whole_due:
                 stored, evicted = content.changes.take(MAX_BATCH_BLOCKS)
                 await self._append(PrefixChange(stored, evicted, tier))
+        # A router that starts reads the whole and every batch since: that must not grow for ever.
         if self._number - self._whole_number > MAX_BATCHES_SINCE_WHOLE:
             await self._publish_whole()
 
@@ -195,6 +197,7 @@ class PrefixPublisher:
     async def _publish_whole(self) -> None:
         number = self._number
         head = Head(number, 0, self._position)
+        # Before the first slice is read: what changes meanwhile is published behind the whole.
         for content in self._contents.values():
             content.changes.begin_whole()
         segments: list[bytes] = []

@@ -97,6 +97,7 @@ class PrefixView:
 
         A change of an incarnation that was followed by another has no effect.
         """
+        # A slice with every change, so that what has left goes away without a pause of its own.
         self.sweep(SLICE_BLOCKS)
         if (worker, incarnation) in self._ended:
             return

@@ -24,6 +24,7 @@ def prepare_kernel_cache(package_folder: Path) -> None:
     Raises:
         ConfigError: There is none, not even for temporary files.
     """
+    # The operator's choice, or that of a parent which has chosen already.
     if os.environ.get(VARIABLE):
         return
     if _can_be_written(package_folder / "__pycache__") or _can_be_written(_user_folder()):

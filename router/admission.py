@@ -1,37 +1,35 @@
 """Permits: how many requests run at once, how many may wait, and for how long.
 
-Owns the queue of waiting requests, and every permit: granting one counts it at once, and its holder
-gives it back. Does not know workers.
+Owns every permit: granting one counts it at once, and its holder gives it back. Does not know
+workers, and leaves to `router.tier_queues` who goes next and who makes room.
 
-A request takes a permit for each of its choices. Tenants take turns, and a full queue makes room
-for the tenant with fewer in it.
+A request takes a permit for each of its choices. A tier takes no more than its share of them,
+whatever it asks for: the others find what is left.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections import Counter
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
+from core.config import TierConfig, default_tiers
 from core.errors import Draining, InvalidRequest, Overloaded
-from core.types import MAX_CHOICES, GenerateRequest
-from router.fair_queue import FairQueue
-
-CANARY_TIER = "canary"
-"""Tier of the requests behind `/ready`; they take no permit."""
+from core.types import CANARY_TIER, MAX_CHOICES, GenerateRequest
+from router.tier_queues import TierQueue, TierQueues, Waiter
 
 
 @dataclass(eq=False, slots=True)
-class _Waiter:
+class _Waiter(Waiter):
     """A request that waits for its permits."""
 
     granted: asyncio.Future[None]
-    num_permits: int
 
 
 class Admission:
-    """Tenants take turns, each first come first served; bounded in number, tokens and time."""
+    """Tiers in their order, tenants in turn; bounded in number, tokens and time."""
 
     def __init__(
         self,
@@ -39,21 +37,36 @@ class Admission:
         max_queued: int,
         queue_wait_s: float,
         max_queued_tokens: int = 1 << 22,
+        tiers: Mapping[str, TierConfig] | None = None,
     ) -> None:
-        """Start with all permits free."""
+        """Start with all permits free; the limits are those of all tiers together."""
+        self._tiers = default_tiers() if tiers is None else tiers
         self._max_running = max_running
         self._max_queued = max_queued
         self._queue_wait_s = queue_wait_s
-        self._max_queued_tokens = max_queued_tokens
-        self._num_queued_tokens = 0
-        self._waiting: FairQueue[_Waiter] = FairQueue(max_queued)
-        self.num_running = 0
+        self._waiting: TierQueues[_Waiter] = TierQueues(self._tiers, max_queued, max_queued_tokens)
+        self._num_running = dict.fromkeys(self._tiers, 0)
+        self.num_refused: Counter[str] = Counter(dict.fromkeys(self._tiers, 0))
+        """Requests for which there was no room or no time, by tier."""
         self.is_draining = False
+
+    @property
+    def num_running(self) -> int:
+        """Permits that are taken."""
+        return sum(self._num_running.values())
 
     @property
     def num_queued(self) -> int:
         """Requests waiting for a permit."""
         return len(self._waiting)
+
+    def running_by_tier(self) -> dict[str, int]:
+        """Count the permits that are taken."""
+        return dict(self._num_running)
+
+    def queued_by_tier(self) -> dict[str, int]:
+        """Count the requests that wait for a permit."""
+        return {name: len(queue.line) for name, queue in self._waiting.by_tier.items()}
 
     @asynccontextmanager
     async def permit(self, request: GenerateRequest) -> AsyncIterator[None]:
@@ -66,31 +79,31 @@ class Admission:
         if request.tier == CANARY_TIER:  # a full router is still ready
             yield
             return
-        num_permits = self._num_permits(request.sampling.n)
-        await self._acquire(len(request.token_ids), request.tenant, num_permits)
+        tier = request.tier
+        num_permits = self._num_permits(tier, request.sampling.n)
+        await self._acquire(tier, request.tenant, num_permits, len(request.token_ids))
         try:
             yield
         finally:
-            self._release(num_permits)
+            self._release(tier, num_permits)
 
-    def check_open(self, tenant: str) -> None:
+    def check_open(self, tier: str, tenant: str) -> None:
         """Refuse early, before any work, what would find no place in the queue.
 
         Raises:
-            Overloaded: The queue is full, and no other tenant has to make room.
+            Overloaded: The queue is full, and nobody has to make room.
             Draining: The router is shutting down.
         """
         if self.is_draining:
             raise Draining("the router is shutting down; try another one")
-        is_free = self.num_running < self._max_running and not self._waiting
-        if not is_free and not self._waiting.has_room_for(tenant):
-            raise self._full()
+        if not self.has_room(tier, tenant):
+            raise self._full(tier)
 
-    def _full(self) -> Overloaded:
-        return Overloaded(
-            f"{self.num_running} requests run and {len(self._waiting)} wait, "
-            f"the limits are {self._max_running} and {self._max_queued}; try again later"
-        )
+    def has_room(self, tier: str, tenant: str) -> bool:
+        """True if a newcomer could run or wait; never while draining."""
+        if self.is_draining:
+            return False
+        return self._may_run_now(tier, 1) or self._waiting.has_place_for(tier, tenant)
 
     def check_share(self, num_prompts: int, num_choices: int) -> None:
         """Refuse a reply that would need more than half of all permits.
@@ -108,77 +121,119 @@ class Admission:
                 "send fewer prompts in one request or raise router.max_running",
             )
 
-    def _num_permits(self, num_choices: int) -> int:
-        # One with more choices than there are permits runs alone; otherwise it would never run.
-        return max(1, min(num_choices, self._max_running))
+    def _max_running_of(self, tier: str) -> int:
+        return max(1, int(self._max_running * self._tiers[tier].max_running_share))
 
-    async def _acquire(self, num_tokens: int, tenant: str = "", num_permits: int = 1) -> None:
+    def _num_permits(self, tier: str, num_choices: int) -> int:
+        # One with more choices than its tier has permits runs alone; it would never run otherwise.
+        return max(1, min(num_choices, self._max_running_of(tier)))
+
+    # --- waiting ----------------------------------------------------------------------------------
+
+    async def _acquire(self, tier: str, tenant: str, num_permits: int, num_tokens: int) -> None:
         if self.is_draining:
             raise Draining("the router is shutting down; try another one")
-        if self.num_running + num_permits <= self._max_running and not self._waiting:
-            self.num_running += num_permits
+        if self._may_run_now(tier, num_permits):
+            self._num_running[tier] += num_permits
             return
-        self._check_room(num_tokens)
         loop = asyncio.get_running_loop()
         granted: asyncio.Future[None] = loop.create_future()
-        waiter = _Waiter(granted, num_permits)
-        self._join(tenant, waiter)
-        self._num_queued_tokens += num_tokens
+        waiter = _Waiter(tier, tenant, num_permits, num_tokens, loop.time(), granted)
+        self._join(waiter)
         # A timer and not `asyncio.timeout`: a grant and the time's end may meet in one turn of the
         # loop, and the future says which was first.
-        timer = loop.call_later(self._queue_wait_s, self._refuse, granted)
+        wait_s = self._tiers[tier].queue_wait_s or self._queue_wait_s
+        timer = loop.call_later(wait_s, self._refuse, waiter, wait_s)
         try:
             await granted
         except asyncio.CancelledError:
             if _is_granted(granted):  # in the same turn of the loop in which the waiter left
-                self._release(num_permits)
+                self._release(tier, num_permits)
             raise
         finally:
             timer.cancel()
-            self._waiting.leave(tenant, waiter)
-            self._num_queued_tokens -= num_tokens
+            self._waiting.leave(waiter)
             self._grant_next()  # others may have waited behind a request that needed more
 
-    def _join(self, tenant: str, waiter: _Waiter) -> None:
-        """Queue a waiter; in a full queue it replaces another tenant's newest."""
-        evicted = self._waiting.join(tenant, waiter)
-        if evicted is None:
-            return
-        if evicted is waiter:
-            raise self._full()
-        if not evicted.granted.done():
-            evicted.granted.set_exception(self._full())
-
-    def _check_room(self, num_tokens: int) -> None:
-        if self._num_queued_tokens + num_tokens > self._max_queued_tokens:
-            raise Overloaded(
-                f"requests with {self._num_queued_tokens} prompt tokens wait, this one has "
-                f"{num_tokens}, the limit is {self._max_queued_tokens}; try again later"
+    def _join(self, waiter: _Waiter) -> None:
+        """Queue a waiter; whoever has to leave for it is refused."""
+        tier = waiter.tier
+        over = self._waiting.token_limit(tier, waiter.num_tokens)
+        if over is not None:
+            raise self._refusal(
+                tier,
+                f"requests with {over[0]} prompt tokens wait, this one has {waiter.num_tokens}, "
+                f"the limit is {over[1]}; try again later",
             )
+        if not self._waiting.has_place_for(tier, waiter.tenant):
+            raise self._full(tier)
+        for evicted in self._waiting.join(waiter):
+            if not evicted.granted.done():
+                evicted.granted.set_exception(self._full(evicted.tier))
 
-    def _refuse(self, granted: asyncio.Future[None]) -> None:
+    def _full(self, tier: str) -> Overloaded:
+        running, queued = self._num_running[tier], len(self._waiting.by_tier[tier].line)
+        return self._refusal(
+            tier,
+            f"{self.num_running} requests run and {self.num_queued} wait, the limits are "
+            f"{self._max_running} and {self._max_queued} (of tier {tier} {running} and {queued}, "
+            f"{self._max_running_of(tier)} and {self._waiting.by_tier[tier].max_queued}); try "
+            "again later",
+        )
+
+    def _refusal(self, tier: str, message: str) -> Overloaded:
+        self.num_refused[tier] += 1
+        return Overloaded(message)
+
+    def _refuse(self, waiter: _Waiter, wait_s: float) -> None:
         """End a wait that took too long, unless the permit came first."""
-        if not granted.done():
-            granted.set_exception(
-                Overloaded(f"no permit within {self._queue_wait_s:g} s; try again later")
+        if not waiter.granted.done():
+            self._waiting.leave(waiter)
+            waiter.granted.set_exception(
+                self._refusal(waiter.tier, f"no permit within {wait_s:g} s; try again later")
             )
 
-    def _release(self, num_permits: int = 1) -> None:
+    # --- granting ---------------------------------------------------------------------------------
+
+    def _release(self, tier: str, num_permits: int) -> None:
         """Give permits back."""
-        self.num_running -= num_permits
+        self._num_running[tier] -= num_permits
         self._grant_next()
+
+    def _is_within_share(self, tier: str, num_permits: int) -> bool:
+        share = self._max_running_of(tier)
+        # One that may take all permits lacks no share, but permits: they are kept for it.
+        return share == self._max_running or self._num_running[tier] + num_permits <= share
+
+    def _may_run_now(self, tier: str, num_permits: int) -> bool:
+        """True if a newcomer needs not wait: there are permits, and nobody goes before it."""
+        is_free = self.num_running + num_permits <= self._max_running
+        if not (is_free and self._is_within_share(tier, num_permits)):
+            return False
+        if not self._waiting:
+            return True
+        due_at = asyncio.get_running_loop().time() + self._tiers[tier].delay_s
+        first = self._next()
+        return not self._waiting.by_tier[tier].line and (first is None or first.due_at > due_at)
+
+    def _next(self) -> TierQueue[_Waiter] | None:
+        """Return the tier whose turn it is; one that has its share waits for its own permits."""
+        for queue in self._waiting.in_turn():
+            # Cancelled, and not yet gone from the queue: its task has not run since.
+            while (waiter := queue.line.peek()) is not None and waiter.granted.done():
+                self._waiting.leave(waiter)
+            if waiter is not None and self._is_within_share(waiter.tier, waiter.num_permits):
+                return queue
+        return None
 
     def _grant_next(self) -> None:
         """Grant free permits in the queue's order: small requests do not overtake a large one."""
-        while (waiter := self._waiting.peek()) is not None:
-            # Refused or cancelled, and not yet gone from its queue: its task has not run since.
-            if waiter.granted.done():
-                self._waiting.take()
-                continue
-            if self.num_running + waiter.num_permits > self._max_running:
+        while (queue := self._next()) is not None:
+            waiter = queue.line.peek()
+            if waiter is None or self.num_running + waiter.num_permits > self._max_running:
                 return
-            self._waiting.take()
-            self.num_running += waiter.num_permits
+            self._waiting.take(queue)
+            self._num_running[waiter.tier] += waiter.num_permits
             waiter.granted.set_result(None)
 
 

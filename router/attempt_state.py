@@ -86,6 +86,7 @@ class AttemptState:
             return
         if not (delta.token_ids or delta.finish):
             return
+        # Clients get scores before any token, and prefill alone has them.
         if is_decode and self._awaits_scores:
             self.held.append(delta)
             return
@@ -93,6 +94,7 @@ class AttemptState:
         held = self.held
         self.held = []
         try:
+            # Prefill's token is the first; what decode was held for comes after it.
             if not is_decode:
                 self._deliver(delta, is_decode=False)
             for later in (*held, delta) if is_decode else held:
@@ -109,6 +111,7 @@ class AttemptState:
             self.on_answered(self)
         if self.run.is_whole:
             self.finished.set_result(None)
+        # A stop string may have ended it, which workers do not see: they would compute on.
         elif self.run.finished_choices != self.reported_finished:
             self.reported_finished = self.run.finished_choices
             self.on_choice_finished(self)

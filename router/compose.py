@@ -41,6 +41,7 @@ from router.request_params import ServedModel
 from router.request_state import RequestObserver
 from router.service import GenerationService
 from router.text.detokenizing import TextModel
+from router.tiers import Tiers
 from router.workers.sessions import WorkerSessions
 
 
@@ -60,6 +61,7 @@ class RouterComponents:
     """Which worker has published which blocks; None: placement does not ask."""
     hash_key: bytes = b""
     """Of the cluster, as in `root_hash`."""
+    tiers: Tiers = field(default_factory=Tiers)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,8 +142,9 @@ def compose_service(components: RouterComponents, parts: ServiceComponents) -> R
     )
     telemetry = Telemetry(
         {
-            metrics.RUNNING: lambda: {"": admission.num_running},
-            metrics.QUEUED: lambda: {"": admission.num_queued},
+            metrics.RUNNING: admission.running_by_tier,
+            metrics.QUEUED: admission.queued_by_tier,
+            metrics.REFUSED: lambda: admission.num_refused,
             metrics.WORKERS: status.live_by_role,
             metrics.API_KEYS: parts.keyring.num_by_state,
             metrics.CERTIFICATE_ENDS: parts.read_certificate_ends,
@@ -172,6 +175,7 @@ def compose_service(components: RouterComponents, parts: ServiceComponents) -> R
             lambda: [candidate.descriptor for candidate in sessions.candidates()],
             parts.text,
             parts.public_prompts,
+            components.tiers,
         ),
         parts.tokenizer,
         parts.text,
@@ -200,7 +204,11 @@ def _sessions(components: RouterComponents) -> WorkerSessions:
 def _admission(components: RouterComponents) -> Admission:
     config = components.config
     return Admission(
-        config.max_running, config.max_queued, config.queue_wait_s, config.max_queued_tokens
+        config.max_running,
+        config.max_queued,
+        config.queue_wait_s,
+        config.max_queued_tokens,
+        components.tiers.by_name,
     )
 
 

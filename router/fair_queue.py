@@ -2,28 +2,70 @@
 
 Owns the order of the waiters and the rule by which a full queue makes room. Does not know what they
 wait for.
+
+A tenant's turns are marks on a line that all of them share, closer together for a larger weight;
+the lowest mark is served next. A newcomer's first mark lies one of its turns beyond the one that
+was served last, so that leaving and coming back gains nothing.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 Waiter = TypeVar("Waiter")
+TURN = 1 << 20
+"""Between two marks of a tenant of weight 1."""
+
+
+@dataclass(slots=True)
+class _Tenant(Generic[Waiter]):
+    """A tenant with at least one waiter."""
+
+    turn: int
+    """Its distance between two marks."""
+    mark: int
+    """Of its next waiter."""
+    waiters: OrderedDict[Waiter, None] = field(default_factory=OrderedDict)
+
+    @property
+    def share(self) -> int:
+        """Its waiters, by its weight: who has more of them should make room."""
+        return len(self.waiters) * self.turn
 
 
 class FairQueue(Generic[Waiter]):
     """Bounded over all tenants. Waiters are compared and hashed by identity or value."""
 
-    def __init__(self, limit: int) -> None:
-        """Start empty; at most `limit` may wait."""
+    def __init__(self, limit: int, weights: Mapping[str, float] | None = None) -> None:
+        """Start empty.
+
+        Args:
+            limit: How many may wait.
+            weights: By tenant: its turns for each turn of a tenant that is not named.
+        """
         self._limit = limit
-        self._queues: OrderedDict[str, OrderedDict[Waiter, None]] = OrderedDict()
-        self._num_waiting = 0
+        self._weights = weights or {}
+        self._tenants: dict[str, _Tenant[Waiter]] = {}
+        self._joined: OrderedDict[Waiter, str] = OrderedDict()
+        """Every waiter's tenant, the first that came first."""
+        self._served_mark = 0
 
     def __len__(self) -> int:
         """Waiters of all tenants."""
-        return self._num_waiting
+        return len(self._joined)
+
+    @property
+    def is_full(self) -> bool:
+        """True while a newcomer needs another's place."""
+        return len(self._joined) >= self._limit
+
+    @property
+    def oldest(self) -> Waiter | None:
+        """Who came first of all; None if the queue is empty."""
+        return next(iter(self._joined), None)
 
     def join(self, tenant: str, waiter: Waiter) -> Waiter | None:
         """Add a waiter at the end of the tenant's own queue.
@@ -32,57 +74,78 @@ class FairQueue(Generic[Waiter]):
             The waiter that must leave because the queue is full: the newest of the tenant with the
             most waiters, perhaps the new one itself. None if there was room.
         """
-        if self._num_waiting < self._limit:
-            self._add(tenant, waiter)
-            return None
-        longest = self._longest()
-        if longest is None or not self.has_room_for(tenant):
-            return waiter
-        # The newest: it has waited the least, so it loses the least.
-        newest = next(reversed(self._queues[longest]))
-        self.leave(longest, newest)
+        evicted = None
+        if self.is_full:
+            evicted = self.make_room(tenant)
+            if evicted is None:
+                return waiter
         self._add(tenant, waiter)
-        return newest
+        return evicted
+
+    def make_room(self, tenant: str) -> Waiter | None:
+        """Remove and return the newest waiter of the tenant with the most; None if it may stay."""
+        return self.drop_newest() if self.may_replace(tenant) else None
 
     def has_room_for(self, tenant: str) -> bool:
         """True if the tenant could join now, perhaps in another's place."""
-        if self._num_waiting < self._limit:
-            return True
-        longest = self._longest()
-        most = len(self._queues[longest]) if longest is not None else 0
-        # Not if the two would then be even: they would evict one another in turn.
-        return len(self._queues.get(tenant, ())) + 1 < most
+        return not self.is_full or self.may_replace(tenant)
 
-    def _longest(self) -> str | None:
-        return max(self._queues, key=lambda t: len(self._queues[t]), default=None)
+    def may_replace(self, tenant: str) -> bool:
+        """True if another tenant has so many more waiters that it must make room for this one."""
+        mine = self._tenants.get(tenant)
+        turn = self._turn_of(tenant)
+        share = mine.share if mine is not None else 0
+        most = max((one.share for one in self._tenants.values()), default=0)
+        # Not if the two would then be even: they would evict one another in turn.
+        return share + turn < most
+
+    def drop_newest(self) -> Waiter:
+        """Remove and return the newest waiter of the tenant with the most, by its weight."""
+        longest = max(self._tenants.values(), key=lambda one: one.share)
+        # The newest: it has waited the least, so it loses the least.
+        newest = next(reversed(longest.waiters))
+        self.leave(self._joined[newest], newest)
+        return newest
+
+    def _turn_of(self, tenant: str) -> int:
+        return max(1, round(TURN / self._weights.get(tenant, 1.0)))
 
     def _add(self, tenant: str, waiter: Waiter) -> None:
-        self._queues.setdefault(tenant, OrderedDict())[waiter] = None
-        self._num_waiting += 1
+        found = self._tenants.get(tenant)
+        if found is None:
+            turn = self._turn_of(tenant)
+            found = self._tenants[tenant] = _Tenant(turn, self._served_mark + turn)
+        found.waiters[waiter] = None
+        self._joined[waiter] = tenant
 
     def leave(self, tenant: str, waiter: Waiter) -> bool:
         """Remove a waiter; False if it does not wait here (any more)."""
-        queue = self._queues.get(tenant)
-        if queue is None or waiter not in queue:
+        found = self._tenants.get(tenant)
+        if found is None or waiter not in found.waiters:
             return False
-        del queue[waiter]
-        self._num_waiting -= 1
-        if not queue:
-            del self._queues[tenant]
+        del found.waiters[waiter]
+        del self._joined[waiter]
+        if not found.waiters:
+            del self._tenants[tenant]
         return True
 
     def peek(self) -> Waiter | None:
         """The next waiter; None if the queue is empty."""
-        return next((next(iter(queue)) for queue in self._queues.values()), None)
+        name = self._next_tenant()
+        return None if name is None else next(iter(self._tenants[name].waiters))
 
     def take(self) -> Waiter | None:
-        """Remove and return the next waiter; its tenant goes to the end of the line."""
-        for tenant, queue in self._queues.items():
-            waiter, _ = queue.popitem(last=False)
-            self._num_waiting -= 1
-            # Its turn is over: tenants take turns, however much each has waiting.
-            self._queues.move_to_end(tenant)
-            if not queue:
-                del self._queues[tenant]
-            return waiter
-        return None
+        """Remove and return the next waiter; its tenant's next one has its turn later."""
+        name = self._next_tenant()
+        if name is None:
+            return None
+        tenant = self._tenants[name]
+        waiter = next(iter(tenant.waiters))
+        self._served_mark = tenant.mark
+        tenant.mark += tenant.turn
+        self.leave(name, waiter)
+        return waiter
+
+    def _next_tenant(self) -> str | None:
+        # Of equal marks the first in the table: it has waited longer.
+        return min(self._tenants, key=lambda name: self._tenants[name].mark, default=None)

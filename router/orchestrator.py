@@ -145,7 +145,9 @@ class Orchestrator:
                 ChoiceOutput(c, sampling, self._new_decoder(request), skip, request.hidden_stops)
                 for c, skip in enumerate(request.resume_from or (0,) * sampling.n)
             ],
+            # A client that resumes has taken all before its position; its credit comes on top.
             credit=max(request.resume_from, default=0) + self._config.credit_positions,
+            # Scores go out before the first token: who has a token has them.
             has_prompt_scores=any(request.resume_from),
             rules=rules,
         )
@@ -156,6 +158,7 @@ class Orchestrator:
         task = asyncio.current_task()
         if task is not None:
             self._tasks[run_key] = task
+        # Stands if the caller's cancellation leads out of here.
         error: ServingError | None = Cancelled("the caller left")
         try:
             error = await self._serve(run)
@@ -223,6 +226,11 @@ class Orchestrator:
             if task is not None:
                 task.cancel()
         return True
+
+    def is_admitted(self, run_key: RunKey) -> bool:
+        """Return True if the request is running and has its permits."""
+        run = self._runs.get(run_key)
+        return run is not None and run.timeline.admitted_at is not None
 
     def consumed(self, run_key: RunKey, num_positions: int) -> None:
         """Extend the credit: the client has taken `num_positions` of every choice."""

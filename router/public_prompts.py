@@ -34,20 +34,30 @@ def read_prompts(path: str) -> tuple[str, ...]:
     """
     if not path:
         return ()
-    name = f"router.public_prompts: {path}"
     try:
-        data = Path(path).read_bytes()
+        with Path(path).open("rb") as file:
+            data = file.read(MAX_FILE_BYTES + 1)  # bounded: the setting may name /dev/zero
         prompts: object = json.loads(data) if len(data) <= MAX_FILE_BYTES else None
     except OSError as error:
-        raise ConfigError(f"{name} cannot be read: {error.strerror}") from error
+        raise _refusal(path, f"cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{name} is not JSON: {error}") from error
-    if isinstance(prompts, list) and len(prompts) <= MAX_PROMPTS:
-        texts = tuple(text for text in prompts if isinstance(text, str) and text)
-        if len(texts) == len(prompts):
-            return texts
-    raise ConfigError(
-        f"{name} must hold a JSON list of at most {MAX_PROMPTS} texts in {MAX_FILE_BYTES} bytes"
+        raise _refusal(path, f"is not JSON: {error}") from error
+    if len(data) > MAX_FILE_BYTES:
+        raise _refusal(path, f"has more than {MAX_FILE_BYTES} bytes")
+    if not isinstance(prompts, list):
+        raise _refusal(path, f"holds a {type(prompts).__name__}, no list")
+    if len(prompts) > MAX_PROMPTS:
+        raise _refusal(path, f"holds {len(prompts)} prompts")
+    for number, prompt in enumerate(prompts, 1):
+        if not isinstance(prompt, str) or not prompt:
+            raise _refusal(path, f"has as prompt {number} an empty text, or no text")
+    return tuple(prompts)
+
+
+def _refusal(path: str, fact: str) -> ConfigError:
+    return ConfigError(
+        f"router.public_prompts: {path} {fact}; it must be a JSON list of at most {MAX_PROMPTS} "
+        f"texts in {MAX_FILE_BYTES} bytes"
     )
 
 

@@ -24,13 +24,14 @@ from core.types import (
     SamplingParams,
     outside,
 )
+from router.access.identities import Identity
 from router.public_prompts import PublicPrompts
-from router.request_limits import RequestLimits, too_long
-from router.request_params import RequestParams, ServedModel, check_text
+from router.request_limits import RequestLimits, check_prompt, too_long
+from router.request_params import MAX_KEY_CHARACTERS, RequestParams, ServedModel, check_text
 from router.resuming import check_resume
+from router.tiers import Tiers
 
 MAX_SALT_CHARACTERS = 256
-MAX_KEY_CHARACTERS = 512
 RETENTIONS = {"": False, "in_memory": False, "in-memory": False, "24h": True}
 """Values of `prompt_cache_retention`, and whether workers keep such a prompt longer."""
 MAX_BAD_WORD_CHARACTERS = 256
@@ -64,6 +65,7 @@ class RequestBuilder:
         read_workers: Callable[[], Sequence[WorkerDescriptor]],
         tokens: TokenNames | None = None,
         public_prompts: PublicPrompts | None = None,
+        tiers: Tiers | None = None,
     ) -> None:
         """Build for `model`; `read_workers` lists live ones, whose room limits a request."""
         self._model = model
@@ -75,6 +77,7 @@ class RequestBuilder:
         self._limits = RequestLimits(model.max_model_len, config.max_prompt_logprobs, read_workers)
         self._tokens = tokens
         self._public_prompts = public_prompts or PublicPrompts()
+        self._tiers = tiers or Tiers()
         rows = model.vocabulary_size
         special_ids = tokens.special_ids if tokens else {}
         self._special_ids = {text: i for text, i in special_ids.items() if i < rows}
@@ -91,17 +94,34 @@ class RequestBuilder:
                 f"model {name[:80]!r} is not served here; served: {self._model.name}"
             )
 
+    def tier_of(self, params: RequestParams) -> str:
+        """Return the tier that a request gets.
+
+        Raises:
+            InvalidRequest: It asks for none that there is.
+            PermissionDenied: Its key may not have that one.
+        """
+        return self._tiers.choose(params.identity, params.service_tier, params.tier_header)
+
+    def tiers_open_to(self, identity: Identity) -> list[str]:
+        """List the tiers that a caller may ask for."""
+        return self._tiers.open_to(identity)
+
     async def make(self, params: RequestParams) -> GenerateRequest:
         """Validate parameters and turn them into a request.
 
         Raises:
             ModelNotFound: Another model is served.
             InvalidRequest: Names the field.
-            PromptTooLong: Prompt plus output exceed the context window or a pool.
+            PermissionDenied: Its key may not have the tier that it asks for.
+            PromptTooLong: Prompt plus output exceed the context window or a pool, or the prompt its
+                tier's limit.
         """
         # The deadline counts from here: tokenizing takes part of it.
         received_at = self._clock.now_s()
         self.check_model(params.model)
+        tier = self.tier_of(params)
+        max_prompt_tokens = self._tiers.by_name[tier].max_prompt_tokens
         check_text("request_id", params.request_id, MAX_REQUEST_ID_CHARACTERS)
         check_text("cache_salt", params.cache_salt, MAX_SALT_CHARACTERS)
         affinity = _affinity(params)
@@ -117,7 +137,8 @@ class RequestBuilder:
             raise InvalidRequest("prompt", "is empty; send at least one token")
         self._check_rows(params.prompt, token_ids)
         num_tokens = len(token_ids)
-        token_ids = self._truncate(params, token_ids, given.get("max_tokens", 1))
+        token_ids = self._truncate(params, token_ids, given.get("max_tokens", 1), max_prompt_tokens)
+        check_prompt(token_ids, tier, max_prompt_tokens)
         is_whole_text = isinstance(params.prompt, str) and len(token_ids) == num_tokens
         bad_words = await self._bad_words(params.bad_words, params.identity.tenant)
         is_chat = isinstance(params.prompt, ChatPrompt)
@@ -155,7 +176,7 @@ class RequestBuilder:
             eos_token_ids=self._eos_token_ids,
             scope=self._scope(params, token_ids),
             tenant=params.identity.tenant,
-            tier=params.identity.tier,
+            tier=tier,
             affinity=affinity,
             keeps_prefix=keeps_prefix,
             trace=params.trace,
@@ -240,14 +261,18 @@ class RequestBuilder:
         return tuple((ids[text], text) for text in sampling.stop if text in ids)
 
     def _truncate(
-        self, params: RequestParams, token_ids: Sequence[int], max_tokens: int
+        self,
+        params: RequestParams,
+        token_ids: Sequence[int],
+        max_tokens: int,
+        max_prompt_tokens: int,
     ) -> Sequence[int]:
         keep = params.truncate_prompt_tokens
         if keep is None:
             return token_ids
         limit = self._model.max_model_len
         if keep == -1:
-            keep = max(1, limit - max_tokens)
+            keep = max(1, min(limit - max_tokens, max_prompt_tokens or limit))
         if not 1 <= keep <= limit:
             raise InvalidRequest(
                 "truncate_prompt_tokens", f"is {keep}, must be -1 or from 1 to {limit}"

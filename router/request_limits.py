@@ -87,6 +87,19 @@ class RequestLimits:
             )
 
 
+def check_prompt(token_ids: Sequence[int], tier: str, limit_tokens: int) -> None:
+    """Refuse a prompt that is longer than its tier takes; 0: no limit.
+
+    Raises:
+        PromptTooLong: Names the tier and its limit.
+    """
+    if limit_tokens and len(token_ids) > limit_tokens:
+        raise PromptTooLong(
+            f"the prompt has {len(token_ids)} tokens, tier {tier} takes at most {limit_tokens}; "
+            "shorten it, or ask for another tier"
+        )
+
+
 def too_long(limit_tokens: int, fact: str) -> PromptTooLong:
     """Make the error with OpenAI's wording, by which clients recognize it."""
     return PromptTooLong(

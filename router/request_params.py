@@ -16,6 +16,9 @@ from core.trace import TraceContext
 from core.types import MAX_CHOICES, ChatPrompt
 from router.access.identities import ANYBODY, Identity
 
+MAX_KEY_CHARACTERS = 512
+"""Of a key that steers a request."""
+
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
@@ -62,6 +65,10 @@ class RequestParams:
     session_id: str = ""
     """Prompts of one session probably continue one another."""
     prompt_cache_retention: str = ""
+    service_tier: str = ""
+    """Asked for in the body; empty: the key's."""
+    tier_header: str = ""
+    """Asked for in the header."""
     echoes: bool = False
     """The prompt is shown before the output."""
     trace: TraceContext | None = None

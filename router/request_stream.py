@@ -40,6 +40,10 @@ class RequestRunner(Protocol):
         """End a request with an error; False if it is not running."""
         ...
 
+    def is_admitted(self, run_key: RunKey) -> bool:
+        """Return True while it runs with its permits; False while it waits for them."""
+        ...
+
     async def drain(self, grace_s: float) -> None:
         """Let requests finish for `grace_s`, then end the rest."""
         ...
@@ -70,6 +74,11 @@ class RequestStream:
         self._taken: dict[int, int] = dict(enumerate(request.resume_from))
         self._open_choices = set(range(request.sampling.n))
         self._task = asyncio.get_running_loop().create_task(runner.run(request, self._emit))
+
+    @property
+    def is_admitted(self) -> bool:
+        """False while the request may still be refused a permit."""
+        return self.is_over or self._runner.is_admitted(self.request.run_key)
 
     def _emit(self, event: RequestEvent) -> None:
         self._events.append(event)
@@ -141,6 +150,11 @@ class StreamGroup:
                     await self._wake.wait()
             except TimeoutError:
                 return []
+
+    @property
+    def is_admitted(self) -> bool:
+        """True when no request can be refused a permit any more."""
+        return all(stream.is_admitted for stream in self._streams)
 
     @property
     def is_over(self) -> bool:

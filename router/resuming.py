@@ -15,7 +15,7 @@ from core.types import ChoiceFinished, RequestEvent, SamplingParams, TextDelta
 MAX_POSITIONS = 4096
 
 
-class Progress:
+class ReplyPositions:
     """Positions of one reply; each event that is sent moves them."""
 
     def __init__(self, request_id: str, num_choices: int, positions: list[int]) -> None:

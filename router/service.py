@@ -19,6 +19,7 @@ from core.ports import Clock, Tokenizer
 from core.types import ChatPrompt, GenerateRequest, outside
 from router.access.bad_keys import BadKeys
 from router.access.credentials import Keyring
+from router.access.identities import Identity
 from router.admission import Admission
 from router.observe.canary import Canary
 from router.observe.explanations import Explanations
@@ -80,13 +81,24 @@ class GenerationService:
 
     # --- requests ---------------------------------------------------------------------------------
 
+    def check_open(self, identity: Identity) -> None:
+        """Refuse a caller's request before it is read, if it would find no room in any tier.
+
+        Raises:
+            Overloaded: The queue is full.
+            Draining: The router is shutting down.
+        """
+        tiers = self._builder.tiers_open_to(identity)
+        if not any(self._admission.has_room(tier, identity.tenant) for tier in tiers):
+            self._admission.check_open(identity.tier, identity.tenant)
+
     async def make_request(self, params: RequestParams) -> GenerateRequest:
         """Validate parameters and turn them into a request.
 
         Raises:
             ServingError: Names what is wrong with them.
         """
-        self._admission.check_open(params.identity.tenant)
+        self._admission.check_open(self._builder.tier_of(params), params.identity.tenant)
         return await self._builder.make(params)
 
     async def make_requests(self, all_params: Sequence[RequestParams]) -> list[GenerateRequest]:
@@ -96,8 +108,9 @@ class GenerationService:
             ServingError: One of them is wrong; none is started.
         """
         if all_params:
-            self._admission.check_open(all_params[0].identity.tenant)
-            self._admission.check_share(len(all_params), num_choices(all_params[0]))
+            first = all_params[0]
+            self._admission.check_open(self._builder.tier_of(first), first.identity.tenant)
+            self._admission.check_share(len(all_params), num_choices(first))
         made: list[GenerateRequest] = []
         for index, params in enumerate(all_params):
             # Ids that follow from the first: a client that resumes the reply names that one alone.

@@ -29,7 +29,7 @@ from core.types import (
 from router.request_stream import RequestStream
 from simulation.cluster import SimCluster
 from simulation.faults.kinds import Kind
-from simulation.loads import TIMEOUT_S, Order, Plan
+from simulation.loads import TIMEOUT_S, PlannedRequest, TrialPlan
 from simulation.oracle import Expected, Oracle
 from simulation.report import Report
 from simulation.router_node import SimRouter
@@ -41,24 +41,34 @@ TOKENS_BEFORE_RAISING = 2
 PLACES = {Kind.DECODER_RAISES: Place.DECODER, Kind.EMIT_RAISES: Place.EMIT}
 
 
-class Client:
+class SimClient:
     """One client and what it received."""
 
     def __init__(
-        self, cluster: SimCluster, plan: Plan, order: Order, index: int, report: Report
+        self,
+        cluster: SimCluster,
+        plan: TrialPlan,
+        planned: PlannedRequest,
+        index: int,
+        report: Report,
     ) -> None:
         """Nothing is asked yet; `run` does."""
         self._cluster = cluster
         self._plan = plan
-        self._order = order
+        self._planned = planned
         self._index = index
         self._report = report
         self.request = cluster.request(
-            order.name, order.prompt, order.sampling, order.timeout_s, order.scope
+            planned.name,
+            planned.prompt,
+            planned.sampling,
+            planned.timeout_s,
+            planned.scope,
+            planned.tier,
         )
-        self._tokens: list[list[int]] = [[] for _ in range(order.sampling.n)]
-        self._texts = [""] * order.sampling.n
-        self._has_tail = [False] * order.sampling.n
+        self._tokens: list[list[int]] = [[] for _ in range(planned.sampling.n)]
+        self._texts = [""] * planned.sampling.n
+        self._has_tail = [False] * planned.sampling.n
         self._finish: dict[int, str] = {}
         self._torn: set[int] = set()
         self._scores: tuple[Logprob, ...] | None = None
@@ -66,8 +76,8 @@ class Client:
         self.ended: RequestEnded | None = None
         self._is_cancelled = False
         self._was_starting = False
-        if order.raises is not None:
-            cluster.traps.arm(PLACES[order.raises], order.name, TOKENS_BEFORE_RAISING)
+        if planned.raises is not None:
+            cluster.traps.arm(PLACES[planned.raises], planned.name, TOKENS_BEFORE_RAISING)
 
     async def run(self) -> None:
         """Ask, and ask again elsewhere, until there is an end."""
@@ -112,9 +122,9 @@ class Client:
     async def _read(self, router: SimRouter, stream: RequestStream, wake: asyncio.Event) -> bool:
         """Read one stream; False: it broke, come back elsewhere."""
         loop = asyncio.get_running_loop()
-        order = self._order
-        stall_s = order.stall_s
-        leaves_at = None if order.cancel_after_s is None else loop.time() + order.cancel_after_s
+        planned = self._planned
+        stall_s = planned.stall_s
+        leaves_at = None if planned.cancel_after_s is None else loop.time() + planned.cancel_after_s
         while True:
             wake.clear()
             if not router.is_alive:
@@ -144,7 +154,7 @@ class Client:
     # --- what comes -------------------------------------------------------------------------------
 
     def _check(self, event: RequestEvent, router: SimRouter) -> None:
-        name = self._order.name
+        name = self._planned.name
         report = self._report
         if self.ended is not None:
             report.violated(f"I2 {name}: {type(event).__name__} after its end")
@@ -163,7 +173,7 @@ class Client:
                 self._check_end(event)
 
     def _check_scores(self, logprobs: tuple[Logprob, ...]) -> None:
-        name = self._order.name
+        name = self._planned.name
         if self._has_scores_of_stream:
             self._report.violated(f"I2 {name}: the prompt was scored twice")
         if any(self._tokens):
@@ -179,24 +189,26 @@ class Client:
         if (not is_next or is_after_end) and choice not in self._torn:
             self._torn.add(choice)
             self._report.violated(
-                f"I2 {self._order.name}: position {delta.position} of choice {choice} after "
+                f"I2 {self._planned.name}: position {delta.position} of choice {choice} after "
                 f"{len(tokens)}"
             )
-        is_scored = self._order.sampling.prompt_logprobs is not None and len(self._order.prompt) > 1
+        is_scored = (
+            self._planned.sampling.prompt_logprobs is not None and len(self._planned.prompt) > 1
+        )
         if is_scored and self._scores is None:
-            self._report.violated(f"I2 {self._order.name}: tokens before the prompt's scores")
+            self._report.violated(f"I2 {self._planned.name}: tokens before the prompt's scores")
         # Kept although it was torn: the comparison at the end shows what came.
         tokens += delta.token_ids
         self._texts[choice] += delta.text
         self._has_tail[choice] = not delta.token_ids
 
     def _check_end(self, ended: RequestEnded) -> None:
-        name = self._order.name
+        name = self._planned.name
         report = self._report
-        late_s = self._cluster.clock.now_s() - self.request.deadline_at - self._order.stall_s
+        late_s = self._cluster.clock.now_s() - self.request.deadline_at - self._planned.stall_s
         phases = ended.timing.phases()
         # A client in a hurry may find its router paused at its deadline, for up to 6 s.
-        if late_s > (1 if self._order.timeout_s == TIMEOUT_S else 10):
+        if late_s > (1 if self._planned.timeout_s == TIMEOUT_S else 10):
             report.violated(f"L1 {name}: ended {late_s:.1f} s after its deadline")
         if min(phases.values()) < -1e-9 or abs(sum(phases.values()) - ended.timing.e2e_s) > 1e-6:
             report.violated(f"I7 {name}: phases {phases} do not add up to {ended.timing.e2e_s}")
@@ -208,7 +220,7 @@ class Client:
 
     def compare(self, oracle: Oracle) -> None:
         """Check the whole stream against the reference (I1), and its ending (I7)."""
-        name = self._order.name
+        name = self._planned.name
         report = self._report
         expected = oracle.expected(self.request)
         if self._is_cancelled:
@@ -236,7 +248,7 @@ class Client:
         return tokens == want.token_ids[: len(tokens)] and want.text.startswith(text)
 
     def _compare_end(self, ended: RequestEnded, num_choices: int) -> None:
-        name = self._order.name
+        name = self._planned.name
         report = self._report
         error = ended.error
         is_victim = isinstance(error, InternalError) and name in self._cluster.traps.victims
@@ -262,7 +274,7 @@ class Client:
             case Overloaded():
                 return self._plan.style.is_overload
             case DeadlineExceeded():
-                return self._order.timeout_s < TIMEOUT_S
+                return self._planned.timeout_s < TIMEOUT_S
             case _:
                 return error.is_retryable and (
                     num_faults > self._plan.shape.router.max_fault_attempts

@@ -23,7 +23,7 @@ from simulation.network import on_node
 from simulation.ports import NodeClock
 from simulation.router_node import SimRouter
 from simulation.runner import SimRunner
-from simulation.shape import Shape
+from simulation.shape import ClusterShape
 from simulation.world import World
 from worker.attempt import Attempt
 from worker.worker import Worker
@@ -32,7 +32,7 @@ from worker.worker import Worker
 class SimCluster(World):
     """Routers and workers on the running virtual loop."""
 
-    def __init__(self, shape: Shape, seed: int) -> None:
+    def __init__(self, shape: ClusterShape, seed: int) -> None:
         """Prepare; `start` brings the nodes up."""
         super().__init__(shape, seed)
         self.units: dict[str, Worker] = {}
@@ -259,6 +259,7 @@ class SimCluster(World):
         sampling: SamplingParams,
         timeout_s: float = 120.0,
         scope: str = "",
+        tier: str = "standard",
     ) -> GenerateRequest:
         """Make a request as a router's servers would."""
         request_id = RequestId(name)
@@ -271,6 +272,7 @@ class SimCluster(World):
             deadline_at=self.clock.now_s() + timeout_s,
             eos_token_ids=(0,),
             scope=scope,
+            tier=tier,
         )
 
     async def generate(self, request: GenerateRequest) -> list[RequestEvent]:

@@ -12,6 +12,7 @@ Does not know what is fair between tenants.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from core.ids import TransferId
@@ -116,7 +117,12 @@ class Fairness(ClusterObserver):
             return
         prompts = {s.key for s in scheduler.running if _is_prompt(s)}
         chunks = [item for item in plan.items if item.sequence_key in prompts]
-        small = {s.key: s for s in scheduler.waiting if _could_run(s, unit)}
+        now_s = self._cluster.clocks[node].now_s()
+        small = {
+            s.key: s
+            for s in scheduler.waiting
+            if _could_run(s, unit) and not _stands_back(s, scheduler.running, now_s)
+        }
         has_giant = any(item.sequence_key in giants for item in chunks)
         others = not has_giant or any(item.sequence_key not in giants for item in chunks)
         # Only steps that a giant has to itself hold a small one back.
@@ -171,8 +177,11 @@ class Fairness(ClusterObserver):
         # Before they leave the line: those that arrived have overtaken everyone in front.
         for transfer_id in left:
             if line[transfer_id].sequence.status is Status.ARRIVING:
-                for before in ids[: ids.index(transfer_id)]:
-                    if before in line:
+                for before in ids:
+                    if (
+                        before in line
+                        and line[before].sequence.due < line[transfer_id].sequence.due
+                    ):
                         line[before].num_overtakes += 1
             del line[transfer_id]
         for waiting in line.values():
@@ -188,7 +197,7 @@ class Fairness(ClusterObserver):
         is_bounded = any(
             other.num_overtakes >= MAX_OVERTAKES // 2
             for other in line.values()
-            if other.sequence.arrived_at < sequence.arrived_at
+            if other.sequence.due < sequence.due
         ) or any(
             s.num_overtaken >= MAX_OVERTAKES // 2 and s.due < sequence.due
             for s in unit.scheduler.waiting.ready
@@ -240,6 +249,12 @@ def _is_prompt(sequence: Sequence) -> bool:
 
 def _is_giant(sequence: Sequence) -> bool:
     return not sequence.num_output_tokens and sequence.num_missing_tokens > GIANT_TOKENS
+
+
+def _stands_back(sequence: Sequence, running: Iterable[Sequence], now_s: float) -> bool:
+    """True for one of a lower tier than a giant that runs, before it has waited its delay."""
+    giants = [s for s in running if _is_giant(s)]
+    return sequence.due[0] > now_s and any(s.delay_s < sequence.delay_s for s in giants)
 
 
 def _kept_before(sequence: Sequence, unit: Worker) -> tuple[int, int]:

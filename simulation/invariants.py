@@ -7,6 +7,7 @@ Owns the checks that no single stream shows:
     I8 nobody who moves is taken for dead      X1 no exception is left that nobody caught
     I9 no message is sent that is over its transport's limit
     L1 what is unfinished waits for something that is still to come
+    F5 nobody gets a permit before one of another tier that is due first and may have it
 
 Does not know clients.
 """
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from core.errors import InvariantViolation, NoWorker, ServingError, WorkerDied
 from core.types import RequestEnded, SamplingParams
@@ -22,6 +24,7 @@ from router.placement import Placement, PlacementConstraints, choose
 from router.prompt_prefixes import PromptNames
 from router.request_state import RequestState
 from router.request_stream import RequestStream
+from router.tier_queues import TierQueue
 from simulation.cluster import SimCluster
 from simulation.observers import ClusterObserver
 from simulation.prefix_invariants import SETTLED_S, check_views
@@ -79,7 +82,7 @@ class Watch(ClusterObserver):
 
     def _check_wait_reasons(self) -> None:
         """Twice in a row, so that a wake-up under way is not taken for a lost one."""
-        found = _lost_wake_ups(self._cluster)
+        found = [*_lost_wake_ups(self._cluster), *_idle_permits(self._cluster)]
         for suspect in found:
             if suspect in self._suspects:
                 self._report.violated(suspect)
@@ -103,6 +106,24 @@ class Watch(ClusterObserver):
                 self._placing.pop(key, None)
 
         router.attempts._place = watched  # type: ignore[method-assign]
+        self._watch_permits(router)
+
+    def _watch_permits(self, router: SimRouter) -> None:
+        """F5, at every permit that was waited for."""
+        admission = router.admission
+        waiting = admission._waiting
+        take = waiting.take
+
+        def watched(queue: TierQueue[Any]) -> None:
+            for other in waiting.in_turn():
+                first = other.line.peek()
+                if first is None or other.due_at >= queue.due_at:
+                    continue
+                if admission._is_within_share(first.tier, first.num_permits):
+                    self._report.violated(f"F5 {router.name}: a permit went past {first.tier}")
+            take(queue)
+
+        waiting.take = watched  # type: ignore[method-assign]
 
     def _check_placing(self) -> None:
         """L4: nobody waits for a placement that could be made."""
@@ -157,6 +178,20 @@ def _lost_wake_ups(cluster: SimCluster) -> list[str]:
             for sequence in (*scheduler.running, *scheduler.waiting)
             if wait_reason_of(scheduler, sequence) is WaitReason.STEP
         ]
+    return found
+
+
+def _idle_permits(cluster: SimCluster) -> list[str]:
+    """L1: nobody waits for permits that are there."""
+    found = []
+    for router in cluster.routers:
+        admission = router.admission
+        queue = admission._next()
+        first = None if queue is None else queue.line.peek()
+        if router.name in cluster.paused or not router.is_alive or first is None:
+            continue
+        if admission.num_running + first.num_permits <= admission._max_running:
+            found.append(f"L1 {router.name}: a request of tier {first.tier} waits for free permits")
     return found
 
 

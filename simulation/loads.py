@@ -13,10 +13,16 @@ import random
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from core.config import EngineConfig, PlacementConfig, RouterConfig, TransferConfig
+from core.config import (
+    EngineConfig,
+    PlacementConfig,
+    RouterConfig,
+    TierConfig,
+    TransferConfig,
+)
 from core.types import SamplingParams
 from simulation.faults.kinds import Fault, Kind, Part, draw
-from simulation.shape import VOCABULARY, Shape
+from simulation.shape import VOCABULARY, ClusterShape
 
 NUM_REQUESTS = 24
 NUM_FAULTS = 20
@@ -50,7 +56,7 @@ STYLES = 6 * [Style.CALM] + [Style.ALONE, Style.ADMISSION, Style.POOL, Style.GIA
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
+class PlannedRequest:
     """What one client does."""
 
     start_s: float
@@ -58,6 +64,7 @@ class Order:
     prompt: tuple[int, ...]
     sampling: SamplingParams
     scope: str = ""
+    tier: str = "standard"
     timeout_s: float = TIMEOUT_S
     cancel_after_s: float | None = None
     stall_s: float = 0.0
@@ -66,12 +73,12 @@ class Order:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class TrialPlan:
     """Everything one seed decides before the run."""
 
     seed: int
-    shape: Shape
-    orders: tuple[Order, ...]
+    shape: ClusterShape
+    requests: tuple[PlannedRequest, ...]
     faults: tuple[Fault, ...]
     style: Style = Style.CALM
 
@@ -81,20 +88,23 @@ def make_plan(
     num_faults: int = NUM_FAULTS,
     num_requests: int | None = None,
     style: Style | None = None,
-) -> Plan:
+) -> TrialPlan:
     """Draw a plan; a style that is given is taken instead of the drawn one."""
     rng = random.Random(seed)
     drawn = rng.choice(STYLES)  # also if a style is given: the draws after it stay the same
     style = style or drawn
     shape = _STYLED[style](rng, _calm(rng))
-    # The order of draws is part of what a seed means: shape, faults, orders.
+    # The order of draws is part of what a seed means: shape, faults, requests.
     faults = _draw_faults(rng, num_faults, style, shape)
     drawing = _Drawing(rng, style, shape, num_requests)
-    return Plan(seed, shape, _with_faults(rng, drawing.orders(), faults), faults, style)
+    requests = _with_faults(rng, drawing.requests(), faults)
+    # With randomness of their own: tiers leave the rest of a plan as it is.
+    drawn_tiers = random.Random(f"tiers {seed}")
+    return _with_tiers(drawn_tiers, TrialPlan(seed, shape, requests, faults, style))
 
 
 def _draw_faults(
-    rng: random.Random, num_faults: int, style: Style, shape: Shape
+    rng: random.Random, num_faults: int, style: Style, shape: ClusterShape
 ) -> tuple[Fault, ...]:
     # On a forced path no placement avoids a worker of another model.
     without = [Kind.INCOMPATIBLE] if shape.placement.path == "pd" else []
@@ -110,7 +120,7 @@ def _draw_faults(
     return tuple(sorted(faults, key=lambda fault: fault.at_s))
 
 
-def _is_used(part: Part, shape: Shape) -> bool:
+def _is_used(part: Part, shape: ClusterShape) -> bool:
     """Can a part fail at all in such a cluster?"""
     match part:
         case Part.PREFIX_INDEX:
@@ -122,7 +132,7 @@ def _is_used(part: Part, shape: Shape) -> bool:
 # --- clusters -------------------------------------------------------------------------------------
 
 
-def _calm(rng: random.Random) -> Shape:
+def _calm(rng: random.Random) -> ClusterShape:
     block_size = rng.choice([2, 4, 8])
     engine = EngineConfig(
         block_size_tokens=block_size,
@@ -131,7 +141,7 @@ def _calm(rng: random.Random) -> Shape:
         max_sequences=rng.choice([4, 8, 16]),
         cache_prefixes=rng.random() < 0.8,
     )
-    return Shape(
+    return ClusterShape(
         prefill=rng.randint(1, 3),
         decode=rng.randint(2, 3),
         routers=2,
@@ -150,7 +160,7 @@ def _calm(rng: random.Random) -> Shape:
     )
 
 
-def _alone(rng: random.Random, shape: Shape) -> Shape:
+def _alone(rng: random.Random, shape: ClusterShape) -> ClusterShape:
     """One worker a role: no event of another one wakes those who wait for it."""
     path = rng.choice(["auto", "pd", "pd", "local"])
     placement = shape.placement.model_copy(update={"path": path})
@@ -166,7 +176,7 @@ def _alone(rng: random.Random, shape: Shape) -> Shape:
     )
 
 
-def _admission(rng: random.Random, shape: Shape) -> Shape:
+def _admission(rng: random.Random, shape: ClusterShape) -> ClusterShape:
     router = shape.router.model_copy(
         update={
             "max_running": rng.choice([2, 4]),
@@ -177,7 +187,7 @@ def _admission(rng: random.Random, shape: Shape) -> Shape:
     return replace(shape, router=router, step_s=max(shape.step_s, 0.004))
 
 
-def _pool(rng: random.Random, shape: Shape) -> Shape:
+def _pool(rng: random.Random, shape: ClusterShape) -> ClusterShape:
     """One or two decode workers whose blocks are few."""
     engine = shape.engine.model_copy(
         update={
@@ -201,7 +211,7 @@ def _pool(rng: random.Random, shape: Shape) -> Shape:
     )
 
 
-def _giants(rng: random.Random, shape: Shape) -> Shape:
+def _giants(rng: random.Random, shape: ClusterShape) -> ClusterShape:
     """Prompts of many steps, and a decode worker slower than the others."""
     block_size = shape.engine.block_size_tokens
     engine = shape.engine.model_copy(
@@ -232,14 +242,14 @@ _STYLED = {
 }
 
 
-# --- orders ---------------------------------------------------------------------------------------
+# --- requests -------------------------------------------------------------------------------------
 
 
 class _Drawing:
-    """The orders of one plan."""
+    """The requests of one plan."""
 
     def __init__(
-        self, rng: random.Random, style: Style, shape: Shape, num_requests: int | None
+        self, rng: random.Random, style: Style, shape: ClusterShape, num_requests: int | None
     ) -> None:
         self._rng = rng
         self._style = style
@@ -255,7 +265,7 @@ class _Drawing:
         """Begin as many prompts do, so that caches hit."""
         return self._rng.choice(self._beginnings)[: self._rng.choice([8, 16, 24, 40])][:most_tokens]
 
-    def orders(self) -> list[Order]:
+    def requests(self) -> list[PlannedRequest]:
         """Draw them all."""
         draw_one = {Style.POOL: self._small_or_long, Style.GIANTS: self._small_or_giant}
         counts = {Style.POOL: 90, Style.GIANTS: 48, Style.ADMISSION: 48}
@@ -264,7 +274,7 @@ class _Drawing:
             draw_one.get(self._style, self._mixed)(i) for i in range(self._num_requests or count)
         ]
 
-    def _mixed(self, i: int) -> Order:
+    def _mixed(self, i: int) -> PlannedRequest:
         rng = self._rng
         prompt = self._tokens(rng.randrange(1, 60))
         if i % 3:
@@ -282,7 +292,7 @@ class _Drawing:
         timeout_s = TIMEOUT_S
         if self._style is Style.ADMISSION and rng.random() < 0.2:
             timeout_s = rng.uniform(0.2, 3.0)
-        return Order(
+        return PlannedRequest(
             start_s=self._burst_s() if self._style is Style.ADMISSION else rng.uniform(0, LOAD_S),
             name=f"r{i}",
             prompt=prompt,
@@ -295,7 +305,7 @@ class _Drawing:
         """Many at once, so that they wait for permits together."""
         return float(self._rng.choice([0.3, 1.2, 2.0, 3.0])) + self._rng.uniform(0, 0.3)
 
-    def _small_or_long(self, i: int) -> Order:
+    def _small_or_long(self, i: int) -> PlannedRequest:
         """A steady stream of small requests, and now and then a long answer."""
         rng = self._rng
         is_long = i % 9 == 2
@@ -303,7 +313,7 @@ class _Drawing:
         if i % 2:
             prompt = self._beginning(len(prompt) // 2) + prompt[len(prompt) // 2 :]
         is_at_once = self._shape.decode > 1  # so that much goes to the one that stands still
-        return Order(
+        return PlannedRequest(
             start_s=rng.uniform(0.2, 1.2) if is_at_once else rng.uniform(0, LOAD_S),
             name=f"r{i}",
             prompt=prompt,
@@ -315,13 +325,13 @@ class _Drawing:
             scope=rng.choice(["", "tenant-b", "tenant-c"]),
         )
 
-    def _small_or_giant(self, i: int) -> Order:
+    def _small_or_giant(self, i: int) -> PlannedRequest:
         rng = self._rng
         is_giant = i % 8 == 1
         prompt = self._tokens(rng.randrange(300, 600) if is_giant else rng.randrange(3, 20))
         if is_giant and rng.random() < 0.5:
             prompt = self._giant_beginning + prompt[len(self._giant_beginning) :]
-        return Order(
+        return PlannedRequest(
             start_s=self._burst_s(),
             name=f"r{i}",
             prompt=prompt,
@@ -335,18 +345,34 @@ class _Drawing:
         )
 
 
+def _with_tiers(rng: random.Random, plan: TrialPlan) -> TrialPlan:
+    """Give half of the plans requests of different tiers, whose delays fit a trial's length."""
+    if rng.random() < 0.5:
+        return plan
+    tiers = {
+        "interactive": TierConfig(),
+        "standard": TierConfig(delay_s=rng.choice([0.1, 0.5])),
+        "batch": TierConfig(
+            delay_s=rng.choice([1.0, 4.0]), max_running_share=rng.choice([0.5, 0.75, 1.0])
+        ),
+    }
+    names = rng.choice([list(tiers), ["interactive", "batch"], ["interactive", *3 * ["batch"]]])
+    requests = tuple(replace(planned, tier=rng.choice(names)) for planned in plan.requests)
+    return replace(plan, shape=replace(plan.shape, tiers=tiers), requests=requests)
+
+
 def _with_faults(
-    rng: random.Random, orders: list[Order], faults: tuple[Fault, ...]
-) -> tuple[Order, ...]:
+    rng: random.Random, requests: list[PlannedRequest], faults: tuple[Fault, ...]
+) -> tuple[PlannedRequest, ...]:
     for fault in faults:
-        index = int(fault.pick * len(orders))
+        index = int(fault.pick * len(requests))
         match fault.kind:
             case Kind.CANCEL:
-                orders[index] = replace(orders[index], cancel_after_s=rng.uniform(0, 1.0))
+                requests[index] = replace(requests[index], cancel_after_s=rng.uniform(0, 1.0))
             case Kind.SLOW_READER:
-                orders[index] = replace(orders[index], stall_s=fault.for_s)
+                requests[index] = replace(requests[index], stall_s=fault.for_s)
             case Kind.DECODER_RAISES | Kind.EMIT_RAISES:
-                orders[index] = replace(orders[index], raises=fault.kind)
+                requests[index] = replace(requests[index], raises=fault.kind)
             case _:
                 pass
-    return tuple(orders)
+    return tuple(requests)

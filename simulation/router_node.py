@@ -8,15 +8,20 @@ from __future__ import annotations
 
 import asyncio
 
-from core.types import GenerateRequest
+from core.types import GenerateRequest, Path, RequestEvent, TextDelta
 from prefix_index.feed import PrefixFeed
 from prefix_index.mirror import MembershipMirror
 from prefix_index.view import PrefixView
 from router.compose import RouterComponents
 from router.compose import compose as compose_router
+from router.orchestrator import Orchestrator
+from router.request_state import Emit
 from router.request_stream import RequestStream
+from router.tiers import Tiers
 from simulation.network import SimNetwork, on_node
+from simulation.ports import InlineDecoder
 from simulation.shape import HASH_KEY
+from simulation.traps import Place, Traps
 from simulation.world import World
 
 
@@ -45,9 +50,10 @@ class SimRouter:
                 placement=world.shape.placement,
                 clock=world.clock,
                 ids=world.ids,
-                new_decoder=world.traps.decoder,
+                new_decoder=lambda request: _TrappedDecoder(world.traps, request.request_id),
                 view=self.view,
                 hash_key=HASH_KEY,
+                tiers=Tiers(world.shape.tiers),
             ),
             world.observers,
         )
@@ -55,7 +61,7 @@ class SimRouter:
         self.admission = core.admission
         self.attempts = core.attempts
         self.orchestrator = core.orchestrator
-        world.traps.trap_emit(self.orchestrator)
+        _trap_emit(self.orchestrator, world.traps)
         self.mirror = MembershipMirror(
             world.store,
             lambda: [
@@ -94,3 +100,34 @@ class SimRouter:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.sessions.close()
+
+
+class _TrappedDecoder:
+    def __init__(self, traps: Traps, request_id: str) -> None:
+        self._inner = InlineDecoder()
+        self._traps = traps
+        self._request_id = request_id
+
+    def push(self, token_id: int) -> str:
+        self._traps.step(Place.DECODER, self._request_id, self._request_id)
+        return self._inner.push(token_id)
+
+    def flush(self) -> str:
+        return self._inner.flush()
+
+
+def _trap_emit(orchestrator: Orchestrator, traps: Traps) -> None:
+    """Let the consumer of an orchestrator's events raise on a token."""
+    run = orchestrator.run
+
+    async def trapped(
+        request: GenerateRequest, emit: Emit, forced_path: Path | None = None
+    ) -> None:
+        def passing(event: RequestEvent) -> None:
+            if isinstance(event, TextDelta):
+                traps.step(Place.EMIT, request.request_id, request.request_id)
+            emit(event)
+
+        await run(request, passing, forced_path)
+
+    orchestrator.run = trapped  # type: ignore[method-assign]

@@ -19,7 +19,7 @@ from typing import Any
 
 from kv_transfer.transitions import Transition
 from simulation.faults.kinds import Kind
-from simulation.loads import Plan, Style, make_plan
+from simulation.loads import Style, TrialPlan, make_plan
 from simulation.report import Report
 from simulation.trial import run_trial
 
@@ -180,12 +180,14 @@ async def _run_child(
 # --- one seed, again ------------------------------------------------------------------------------
 
 
-def chosen(plan: Plan, faults: Sequence[int] | None, requests: Sequence[int] | None) -> Plan:
+def chosen(
+    plan: TrialPlan, faults: Sequence[int] | None, requests: Sequence[int] | None
+) -> TrialPlan:
     """Keep only some faults and requests of a plan, by their index."""
     return replace(
         plan,
         faults=plan.faults if faults is None else tuple(plan.faults[i] for i in faults),
-        orders=plan.orders if requests is None else tuple(plan.orders[i] for i in requests),
+        requests=plan.requests if requests is None else tuple(plan.requests[i] for i in requests),
     )
 
 
@@ -197,7 +199,7 @@ def shrink(seed: int) -> tuple[list[int], list[int]]:
     """
     plan = make_plan(seed)
     faults = list(range(len(plan.faults)))
-    requests = list(range(len(plan.orders)))
+    requests = list(range(len(plan.requests)))
 
     def fails() -> bool:
         report = run_trial(chosen(plan, faults, requests))

@@ -8,7 +8,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from core.block_hash import hash_key
-from core.config import EngineConfig, PlacementConfig, RouterConfig, TransferConfig
+from core.config import (
+    EngineConfig,
+    PlacementConfig,
+    RouterConfig,
+    TierConfig,
+    TransferConfig,
+    default_tiers,
+)
 
 VOCABULARY = 97
 """Each token is one character."""
@@ -17,7 +24,7 @@ HASH_KEY = hash_key(CLUSTER_KEY)
 
 
 @dataclass(slots=True)
-class Shape:
+class ClusterShape:
     """Sizes of a simulated cluster."""
 
     prefill: int = 2
@@ -33,6 +40,7 @@ class Shape:
         default_factory=lambda: PlacementConfig(path="auto", local_below_tokens=12)
     )
     transfer: TransferConfig = field(default_factory=lambda: TransferConfig(frame_bytes=4096))
+    tiers: dict[str, TierConfig] = field(default_factory=default_tiers)
     layers: int = 3
     step_s: float = 0.008
     token_s: float = 0.0005

@@ -19,13 +19,13 @@ import asyncio
 import contextlib
 import random
 
-from simulation.clients import Client
+from simulation.clients import SimClient
 from simulation.cluster import SimCluster
 from simulation.fairness import Fairness
 from simulation.faults.injector import Injector
 from simulation.faults.kinds import Kind
 from simulation.invariants import Watch, check_recovery, check_rest
-from simulation.loads import Order, Plan
+from simulation.loads import PlannedRequest, TrialPlan
 from simulation.loop import run_virtual
 from simulation.oracle import Oracle
 from simulation.prefix_invariants import PrefixWatch
@@ -36,21 +36,21 @@ from simulation.traps import Place
 MIN_BITTEN = 5
 
 
-def run_trial(plan: Plan) -> Report:
+def run_trial(plan: TrialPlan) -> Report:
     """Run one plan and check everything."""
     return run_virtual(_trial(plan))
 
 
-async def _trial(plan: Plan) -> Report:
-    report = Report(style=plan.style.value, requests=len(plan.orders))
+async def _trial(plan: TrialPlan) -> Report:
+    report = Report(style=plan.style.value, requests=len(plan.requests))
     cluster = SimCluster(plan.shape, plan.seed)
     await cluster.start()
     injector = Injector(cluster, plan.faults, random.Random(plan.seed + 7))
-    clients: list[Client] = []
+    clients: list[SimClient] = []
 
-    async def one(index: int, order: Order) -> None:
-        await asyncio.sleep(order.start_s)
-        client = Client(cluster, plan, order, index, report)
+    async def one(index: int, planned: PlannedRequest) -> None:
+        await asyncio.sleep(planned.start_s)
+        client = SimClient(cluster, plan, planned, index, report)
         clients.append(client)
         await client.run()
 
@@ -58,8 +58,8 @@ async def _trial(plan: Plan) -> Report:
     watch = Watch(cluster, report, looks)
     watching = asyncio.get_running_loop().create_task(watch.run())
     async with asyncio.TaskGroup() as tasks:
-        for index, order in enumerate(plan.orders):
-            tasks.create_task(one(index, order))
+        for index, planned in enumerate(plan.requests):
+            tasks.create_task(one(index, planned))
         tasks.create_task(injector.run())
     # With the watch still on: recovery must keep the promises, too.
     await check_recovery(cluster, injector.injection.store_back_at, report)

@@ -9,11 +9,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
-from core.ids import WorkerId
+from core.ids import RouterId, TransferId, WorkerId
 from core.plan import StepPlan
 from core.prefix_changes import StorageTier
-from core.session import Role
+from core.session import Role, Submit
 from decode_worker.role import DecodeRole
 from engine.scheduling.block_changes import BlockChanges
 from prefill_worker.role import PrefillRole
@@ -24,7 +25,9 @@ from simulation.network import SimNetwork, on_node
 from simulation.ports import NodeClock
 from simulation.runner import SimRunner
 from simulation.shape import HASH_KEY, VOCABULARY
+from simulation.traps import Place, Traps
 from simulation.world import World
+from worker.attempts import AttemptTable
 from worker.components import TierStore, WorkerComponents
 from worker.router_session import FRAME_BYTES
 from worker.worker import Worker
@@ -32,6 +35,13 @@ from worker.worker import compose as compose_worker
 
 ENVELOPE_BYTES = 1 << 10
 """Room in a message for what is around a frame."""
+CALLBACKS = (
+    "transfer_reserved",
+    "transfer_sent",
+    "transfer_starting",
+    "transfer_arrived",
+)
+"""What an agent posts to its worker's loop while a transfer goes well."""
 
 
 def _stores(world: World, node: str) -> tuple[TierStore, ...]:
@@ -114,6 +124,7 @@ def compose(
         hash_key=HASH_KEY,
         block_changes=changes,
         stores=_stores(world, node),
+        tiers=shape.tiers,
     )
     # Tasks and timers belong to the node in whose context they are made.
     worker = on_node(node).run(compose_worker, components)
@@ -121,8 +132,8 @@ def compose(
     worker.descriptor = dataclasses.replace(
         worker.descriptor, content_digest=world.layout.content_digest
     )
-    world.traps.trap_role(node, worker.attempts)
-    world.traps.trap_worker(node, worker.attempts)
+    _trap_callbacks(worker.attempts, node, world.traps)
+    _trap_submits(worker.attempts, node, world.traps)
     world.rare_choices.take_hold(node, worker.scheduler, worker.attempts.wake)
     publisher = None
     if changes is not None:
@@ -134,3 +145,38 @@ def compose(
             clock,
         )
     return WorkerNode(worker, runner, clock, publisher)
+
+
+def _trap_submits(attempts: AttemptTable, node: str, traps: Traps) -> None:
+    """Let what a session reader calls raise."""
+    submit_untrapped = attempts.submit
+
+    def trapped(router_id: RouterId, submit: Submit) -> None:
+        traps.step(Place.SUBMIT, node, submit.run_id)
+        submit_untrapped(router_id, submit)
+
+    attempts.submit = trapped  # type: ignore[method-assign]
+
+
+def _trap_callbacks(attempts: AttemptTable, node: str, traps: Traps) -> None:
+    """Let what an agent posts to the worker's loop raise."""
+    for name in CALLBACKS:
+        if (callback := getattr(attempts.role, name, None)) is not None:
+            setattr(attempts.role, name, _trapped_callback(attempts, node, traps, name, callback))
+
+
+def _trapped_callback(
+    attempts: AttemptTable, node: str, traps: Traps, name: str, callback: Callable[..., None]
+) -> Callable[..., None]:
+    asking = traps.asking.setdefault(node, {})
+
+    def trapped(transfer_id: TransferId, *args: Any) -> None:  # noqa: ANN401
+        for key, attempt in attempts.by_run.items():
+            if attempt.submit.transfer_id == transfer_id:
+                traps.step(Place.CALLBACK, node, key)
+                break
+        if name == "transfer_starting":
+            asking[transfer_id] = None
+        callback(transfer_id, *args)
+
+    return trapped

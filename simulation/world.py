@@ -18,7 +18,7 @@ from simulation.observers import Observers
 from simulation.ports import MemoryStore, StaticMembership
 from simulation.prefix_store import MemoryPrefixStore
 from simulation.rare_choices import RareChoices
-from simulation.shape import CLUSTER_KEY, Shape
+from simulation.shape import CLUSTER_KEY, ClusterShape
 from simulation.sizes import message_bytes
 from simulation.traps import Traps
 
@@ -26,7 +26,7 @@ from simulation.traps import Traps
 class World:
     """Everything that is not on a node."""
 
-    def __init__(self, shape: Shape, seed: int) -> None:
+    def __init__(self, shape: ClusterShape, seed: int) -> None:
         """Derive all randomness of a run from its seed."""
         self.shape = shape
         self.rng = random.Random(seed)

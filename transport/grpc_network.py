@@ -197,6 +197,7 @@ class GrpcNetwork:
 
     async def _admit(self, context: Any, nonce: str) -> dict[str, str]:  # noqa: ANN401
         """Refuse a peer outside the cluster; return the metadata for one inside."""
+        # A certificate proves who calls; without one the cluster's key has to.
         if self._tls is not None:
             if self._tls.peer_name not in _names_of(context):
                 await _await_first_message(context)

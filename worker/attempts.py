@@ -83,7 +83,7 @@ class AttemptTable:
         self.num_stale = 0
         self.num_attempts = 0
         self._tombstones: OrderedDict[RunId, Epoch] = OrderedDict()
-        self.transfers = Transfers(components, self, loops)
+        self.transfers = Transfers(components, scheduler, self, loops)
         self.role = self.transfers.role
 
     def wake(self) -> None:
@@ -276,6 +276,7 @@ class AttemptTable:
         if attempt.ended is not None:
             return
         timings = attempt.timings or WorkerTiming()
+        # What a prefill attempt does after its prompt is the hand-over, which is no decoding.
         if attempt.sequences and attempt.submit.task is not Task.PREFILL:
             done_at = attempt.sequences[0].prompt_done_at
             if done_at is not None:

@@ -69,8 +69,13 @@ def check_submit(submit: Submit, vocabulary_size: int) -> None:
         _check_source(submit.prefix_source, len(request.token_ids))
 
 
-def check_offer(offer: OfferPrefix, vocabulary_size: int) -> None:
+def check_offer(offer: OfferPrefix, vocabulary_size: int, max_model_len: int) -> None:
     """Check every field of an OfferPrefix.
+
+    Args:
+        offer: As it came.
+        vocabulary_size: Rows of the model's embedding.
+        max_model_len: Tokens of the longest prompt of which it can be the beginning.
 
     Raises:
         InvalidRequest: Names the first field that cannot be.
@@ -80,6 +85,7 @@ def check_offer(offer: OfferPrefix, vocabulary_size: int) -> None:
         raise InvalidRequest("receiver_id", "is empty; a transfer has two ends")
     _check_count("receiver_id", offer.receiver_id, MAX_NAME_CHARACTERS)
     _check_count("scope", offer.scope, MAX_SCOPE_CHARACTERS)
+    _check_count("token_ids", offer.token_ids, max_model_len)
     _check_tokens("token_ids", offer.token_ids, vocabulary_size)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from core.config import EngineConfig, TransferConfig
+from core.config import EngineConfig, TierConfig, TransferConfig, default_tiers
 from core.ids import Incarnation, WorkerId
 from core.kv_layout import KVLayout
 from core.ports import BlockStore, Clock, KVBytes, Network
@@ -19,11 +19,12 @@ from core.prefix_changes import StorageTier
 from core.session import Role, WorkerDescriptor
 from core.trace import NoTracing, Tracing
 from engine.scheduling.block_changes import BlockChanges
+from engine.scheduling.scheduler import Scheduler
 from kv_transfer.agent import OnFault
 from kv_transfer.receive_agent import ReceiveAgent
 from kv_transfer.send_agent import SendAgent
 from kv_transfer.threadsafe_callbacks import Post, watched
-from worker.ports import Attempts, RestartableRunner, WorkerRole
+from worker.ports import RestartableRunner, WorkerAttempts, WorkerRole
 from worker.router_session import FRAME_BYTES
 
 
@@ -69,7 +70,12 @@ class MakeRole(Protocol):
     """Where its workers belong."""
 
     def __call__(
-        self, components: WorkerComponents, attempts: Attempts, agents: TransferAgents, /
+        self,
+        components: WorkerComponents,
+        scheduler: Scheduler,
+        attempts: WorkerAttempts,
+        agents: TransferAgents,
+        /,
     ) -> WorkerRole:
         """Make the role of one worker."""
         ...
@@ -127,8 +133,8 @@ class WorkerComponents:
 
     stores: tuple[TierStore, ...] = ()
     """Storage tiers below the pool."""
-    class_weights: Mapping[str, float] = field(default_factory=dict)
-    """What blocks of a class of tenants (`GenerateRequest.tier`) count in them; 1 unless given."""
+    tiers: Mapping[str, TierConfig] = field(default_factory=default_tiers)
+    """By name, as requests have it (`GenerateRequest.tier`)."""
 
     def describe(self) -> WorkerDescriptor:
         """Describe the worker, which listens nowhere yet."""

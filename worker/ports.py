@@ -13,7 +13,6 @@ from core.plan import StepPlan
 from core.ports import Runner
 from core.session import ConnectPeers, RouteReport, Task, WorkerTiming
 from engine.scheduling.events import HandoverEvent, SchedulerEvent
-from engine.scheduling.scheduler import Scheduler
 from engine.scheduling.sequence import Sequence
 from kv_transfer.agent import TransferAgent
 from kv_transfer.receiver import ReceiverCallbacks
@@ -79,11 +78,8 @@ class WorkerRole(Protocol):
         ...
 
 
-class Attempts(Protocol):
+class WorkerAttempts(Protocol):
     """What a role asks of the worker that it belongs to."""
-
-    scheduler: Scheduler
-    vocabulary_size: int
 
     def wake(self) -> None:
         """Something changed that may allow a step."""

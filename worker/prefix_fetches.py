@@ -22,12 +22,13 @@ from core.errors import PoolExhausted, ServingError, TransferNotFound
 from core.ids import TransferId
 from core.session import FetchOutcome, FetchReport, PrefixSource
 from core.types import Logprob
+from engine.scheduling.scheduler import Scheduler
 from engine.scheduling.sequence import Sequence
 from kv_transfer.receiver import Arrival, FetchOrder
 from kv_transfer.reserved_blocks import Reservation
 from worker.attempt import Attempt
 from worker.components import TransferAgents, WorkerComponents
-from worker.ports import Attempts
+from worker.ports import WorkerAttempts
 
 MAX_FETCHES = 64
 """At once; the prompts of more are computed, which is what the engine is there for."""
@@ -51,12 +52,16 @@ class PrefixFetches:
     """The prefixes that one worker fetches from others."""
 
     def __init__(
-        self, components: WorkerComponents, attempts: Attempts, agents: TransferAgents
+        self,
+        components: WorkerComponents,
+        scheduler: Scheduler,
+        attempts: WorkerAttempts,
+        agents: TransferAgents,
     ) -> None:
         """Fetch nothing yet."""
         self._attempts = attempts
-        self._prefixes = attempts.scheduler.prefixes
-        self._pool = attempts.scheduler.pool
+        self._prefixes = scheduler.prefixes
+        self._pool = scheduler.pool
         self._is_cache_on = components.engine.cache_prefixes
         self._kv = components.kv
         self._layout = components.layout
@@ -76,7 +81,7 @@ class PrefixFetches:
     # --- called by the worker ---------------------------------------------------------------------
 
     def begin(self, attempt: Attempt) -> bool:
-        """Fetch the prefix of an attempt that has one to fetch; `Attempts.queue` follows.
+        """Fetch the prefix of an attempt that has one to fetch; `WorkerAttempts.queue` follows.
 
         Returns:
             False if there is nothing to wait for.
@@ -84,6 +89,7 @@ class PrefixFetches:
         source = attempt.submit.prefix_source
         if source is None or source.transfer_id in self._fetches:
             return False
+        # Scores are drawn from the computing of every position: a hit would leave them out.
         if not self._is_cache_on or attempt.submit.request.sampling.prompt_logprobs is not None:
             return False
         if len(self._fetches) >= MAX_FETCHES:
@@ -91,6 +97,7 @@ class PrefixFetches:
             return False
         prefix = self._prefix_of(attempt, source.num_tokens)
         num_held = self._prefixes.num_held(prefix) * self._layout.block_size_tokens
+        # Not one whole block would be gained.
         if num_held + self._layout.block_size_tokens > source.num_tokens:
             attempt.fetch = FetchReport(FetchOutcome.HELD)
             return False

@@ -83,8 +83,8 @@ class PrefixOffers:
         wanted = tuple(blocks[have_blocks:])
         num_tokens = len(wanted) * self._layout.block_size_tokens
         for layer in range(self._layout.num_layers if wanted else 0):
-            part = Blocks(layer, have_blocks, wanted, num_tokens)
-            self._post(self._agent.publish, transfer_id, 0, part)
+            layer_blocks = Blocks(layer, have_blocks, wanted, num_tokens)
+            self._post(self._agent.publish, transfer_id, 0, layer_blocks)
         self._post(self._agent.commit, transfer_id, 0, {}, frozenset())
 
     def transfer_sent(self, transfer_id: TransferId) -> None:

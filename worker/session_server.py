@@ -300,7 +300,6 @@ class SessionServer:
                 if session.stream is not None and now_s - session.heard_at > ROUTER_PATIENCE_S:
                     # Half open: the router's end of the wire is gone without a word.
                     session.stream.reset()
-                    session.stream = None
                     session.lost_at = session.heard_at
                 if session.lost_at is not None and now_s - session.lost_at > ROUTER_PATIENCE_S:
                     self._give_up(session)

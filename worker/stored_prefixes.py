@@ -47,7 +47,7 @@ def make_origins(components: WorkerComponents) -> BlockOrigins:
         components.engine.num_blocks,
         components.layout.content_digest,
         components.hash_key,
-        components.class_weights,
+        {name: tier.cache_weight for name, tier in components.tiers.items()},
     )
 
 
@@ -159,6 +159,7 @@ class StoredPrefixes:
                     continue
                 copies = [BlockCopy(w.entry.block, w.block_id, w.entry.slot) for w in mine]
                 is_still = functools.partial(self._is_still, {w.block_id: w for w in mine})
+                # Stands if the store raises: then none of these blocks is there.
                 faults: list[StorageFault | None] = [StorageFault.UNREACHABLE] * len(mine)
                 with contained("writing blocks to a storage tier"):
                     faults = list(await store.write(copies, self._kv, is_still))
@@ -167,6 +168,7 @@ class StoredPrefixes:
                 self._report(tier, faults)
         finally:
             self._is_writing = False
+        # More may have come to its turn while these were copied.
         self.write_back()
 
     def _is_still(self, writings: Mapping[int, Writing], copy: BlockCopy) -> bool:
@@ -189,6 +191,7 @@ class StoredPrefixes:
             submit()
             return
         late = _Deadline(submit)
+        # Longer than computing them would take, loading has lost.
         wait_s = min(loading.compute_s or MAX_LOAD_WAIT_S, MAX_LOAD_WAIT_S)
         late.start(max(wait_s, MIN_LOAD_WAIT_S))
         self._spawn(self._load(loading, late))
@@ -205,6 +208,7 @@ class StoredPrefixes:
                 faults = [StorageFault.REPLACED] if faults else []
             num_read = self._tiers.end_load(loading, faults)
             self._scheduler.note_arrived(loading.block_ids[:num_read])
+            # Reading stops at the first fault: only the last result can be one.
             for tier, _ in loading.sources[len(faults) - 1 : len(faults)] if faults else ():
                 self._report(tier, faults[-1:])
             self._tiers.counts.num_late += late.is_over

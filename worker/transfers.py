@@ -9,6 +9,7 @@ from __future__ import annotations
 from core.errors import InvalidRequest, ServingError
 from core.ids import TransferId
 from core.session import OfferPrefix
+from engine.scheduling.scheduler import Scheduler
 from kv_transfer.receive_agent import ReceiveAgent
 from kv_transfer.receiver import ReceiverCallbacks
 from kv_transfer.send_agent import SendAgent
@@ -17,7 +18,7 @@ from kv_transfer.threadsafe_callbacks import ThreadsafeReceiverCallbacks, Thread
 from worker.attempt import Attempt
 from worker.checking import check_offer
 from worker.components import Loops, TransferAgents, WorkerComponents
-from worker.ports import Attempts
+from worker.ports import WorkerAttempts
 from worker.prefix_fetches import PrefixFetches
 from worker.prefix_offers import PrefixOffers
 
@@ -25,10 +26,17 @@ from worker.prefix_offers import PrefixOffers
 class Transfers:
     """The transfers of one worker."""
 
-    def __init__(self, components: WorkerComponents, attempts: Attempts, loops: Loops) -> None:
+    def __init__(
+        self,
+        components: WorkerComponents,
+        scheduler: Scheduler,
+        attempts: WorkerAttempts,
+        loops: Loops,
+    ) -> None:
         """Make the agents and all that they work for; nothing listens yet."""
         self._attempts = attempts
         self._vocabulary_size = components.vocabulary_size
+        self._max_model_len = components.max_model_len
         self._agents = TransferAgents(
             SendAgent(
                 components.transfer_network,
@@ -46,15 +54,15 @@ class Transfers:
                 components.kv,
                 components.layout,
                 components.transfer,
-                attempts.scheduler.pool.generation,
+                scheduler.pool.generation,
                 components.clock.now_s,
                 loops.agent_broke,
             ),
             loops.to_agent,
         )
-        self.role = components.role(components, attempts, self._agents)
-        self.offers = PrefixOffers(components, attempts.scheduler.prefixes, self._agents)
-        self.fetches = PrefixFetches(components, attempts, self._agents)
+        self.role = components.role(components, scheduler, attempts, self._agents)
+        self.offers = PrefixOffers(components, scheduler.prefixes, self._agents)
+        self.fetches = PrefixFetches(components, scheduler, attempts, self._agents)
 
     @property
     def agents(self) -> tuple[SendAgent, ReceiveAgent]:
@@ -105,7 +113,7 @@ class Transfers:
         Raises:
             InvalidRequest: The message holds what no offer can; nothing was changed.
         """
-        check_offer(message, self._vocabulary_size)
+        check_offer(message, self._vocabulary_size, self._max_model_len)
         if self._is_here(message.transfer_id):
             raise InvalidRequest("transfer_id", "names a transfer that is here already")
         self.offers.offer(message)

@@ -16,6 +16,7 @@ from core.session import Load, Progress, Task, WorkerDescriptor
 from engine.scheduling.block_pool import BlockPool
 from engine.scheduling.block_tables import Limits
 from engine.scheduling.events import SchedulerEvent
+from engine.scheduling.order import ArrivalOrder
 from engine.scheduling.scheduler import Scheduler
 from engine.scheduling.storage_tiers import StorageTiers
 from kv_transfer.agent_thread import AgentThread
@@ -52,6 +53,7 @@ def compose(components: WorkerComponents, agent_thread: AgentThread | None = Non
         limits,
         components.layout.content_digest,
         components.hash_key,
+        order=ArrivalOrder({name: tier.delay_s for name, tier in components.tiers.items()}),
         origins=origins,
     )
     tiers = None if origins is None else make_tiers(components, scheduler, origins)

@@ -18,7 +18,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -85,17 +84,16 @@ class ActorRank:
             signal.pidfd_send_signal(self._pid_fd, signal.SIGKILL)
 
     def wait(self, timeout: float) -> int:
-        """Wait for its end, then let the actor reap it.
+        """Wait for its end once; the actor reaps it when it comes.
 
         Raises:
             subprocess.TimeoutExpired: It has not ended.
         """
-        until = time.monotonic() + timeout
-        ready, _, _ = select.select([self._pid_fd], [], [], max(0.0, until - time.monotonic()))
-        if not ready:
-            raise subprocess.TimeoutExpired("engine.ranks.rank", timeout)
+        ready, _, _ = select.select([self._pid_fd], [], [], timeout)
         os.close(self._pid_fd)
         self._actor.reap.remote()
+        if not ready:
+            raise subprocess.TimeoutExpired("engine.ranks.rank", timeout)
         return -1
 
 

@@ -15,6 +15,7 @@ from redis.exceptions import RedisError
 from core.ports import StoreFailed
 
 CALL_TIMEOUT_S = 0.05
+"""For a connection, and for an answer."""
 Answer = TypeVar("Answer")
 
 
@@ -29,13 +30,16 @@ def new_client(url: str, timeout_s: float = CALL_TIMEOUT_S) -> redis_asyncio.Red
 
 
 async def bounded(call: Awaitable[Answer], wait_s: float = 0.0) -> Answer:
-    """Await a call for at most 100 ms, and `wait_s` more for one that waits at the server.
+    """Await an answer, which may take `wait_s` and what a connection and an answer may take.
 
     Raises:
-        StoreFailed: It took longer, or failed.
+        StoreFailed: Says why there is none.
     """
+    limit_s = wait_s + 2 * CALL_TIMEOUT_S
     try:
-        async with asyncio.timeout(wait_s + 2 * CALL_TIMEOUT_S):
+        async with asyncio.timeout(limit_s):
             return await call
-    except (RedisError, OSError, TimeoutError, ValueError) as error:
+    except TimeoutError as error:  # has no words of its own
+        raise StoreFailed(f"Redis did not answer within {limit_s:g} s") from error
+    except (RedisError, OSError, ValueError) as error:
         raise StoreFailed(str(error) or type(error).__name__) from error

@@ -5,12 +5,13 @@ component does with its group.
 """
 
 from core.config.pools import EngineConfig, ModelConfig, PoolConfig, PoolsConfig
-from core.config.prefix_cache import PrefixCacheConfig, weights_of
+from core.config.prefix_cache import PrefixCacheConfig
 from core.config.renamed import log_renamed
 from core.config.router import PlacementConfig, RouterConfig
 from core.config.security import SecurityConfig, check_key
 from core.config.services import LogConfig, RedisConfig, TracingConfig
 from core.config.sources import load_config
+from core.config.tiers import TierConfig, default_tiers
 from core.config.transfer import TransferConfig
 from core.config.tree import BatonConfig, known_keys
 
@@ -26,11 +27,12 @@ __all__ = [
     "RedisConfig",
     "RouterConfig",
     "SecurityConfig",
+    "TierConfig",
     "TracingConfig",
     "TransferConfig",
     "check_key",
+    "default_tiers",
     "known_keys",
     "load_config",
     "log_renamed",
-    "weights_of",
 ]

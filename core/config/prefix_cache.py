@@ -1,11 +1,11 @@
 """Where a worker keeps blocks of KV that its pool has no room for.
 
-Owns these settings and the reading of weights. Does not know tiers or files.
+Owns these settings. Does not know files.
 """
 
 from __future__ import annotations
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from core.config.node import Node
 
@@ -38,38 +38,9 @@ class PrefixCacheConfig(Node):
     pinned_share: float = Field(
         0.1, ge=0, le=0.9, description="quota of pinned blocks in each storage tier"
     )
-    tier_weights: str = Field(
-        "",
-        description="how much longer blocks of a key's tier stay, like batch=0.25,gold=4; 1 unless "
-        "given",
-    )
-
-    @field_validator("tier_weights")
-    @classmethod
-    def _weights_are_numbers(cls, text: str) -> str:
-        weights_of(text)
-        return text
 
     @model_validator(mode="after")
     def _disk_has_a_folder(self) -> PrefixCacheConfig:
         if self.disk_bytes and not self.disk_folder:
             raise ValueError("disk_bytes is set and disk_folder is empty; name a folder")
         return self
-
-
-def weights_of(text: str) -> dict[str, float]:
-    """Read `name=number,name=number`.
-
-    Raises:
-        ValueError: It is no such list, or a number is not above 0.
-    """
-    weights = {}
-    for item in filter(None, (part.strip() for part in text.split(","))):
-        name, _, number = item.partition("=")
-        try:
-            weights[name.strip()] = float(number)
-        except ValueError:
-            raise ValueError(f"{item!r} is not NAME=NUMBER, like batch=0.25") from None
-        if not 0 < weights[name.strip()] <= 1000:
-            raise ValueError(f"the weight in {item!r} must be above 0 and at most 1000")
-    return weights

@@ -72,8 +72,8 @@ class RouterConfig(Node):
     )
     public_prompts: str = Field(
         "",
-        description="file with a JSON list of system prompts whose KV blocks all tenants share; "
-        "what follows them, and any other text, stays a tenant's own",
+        description="file with a JSON list of at most 64 system prompts, in 1 MiB, whose KV blocks "
+        "all tenants share; what follows them, and any other text, stays a tenant's own",
     )
     trust_request_chat_template: bool = Field(
         default=False, description="let requests bring a chat_template"

@@ -19,6 +19,7 @@ from core.config.file import read_file
 from core.config.renamed import OnRenamed, log_renamed, with_new_names
 from core.config.tree import BatonConfig, known_keys
 from core.errors import ConfigError
+from core.validation_words import words_of
 
 
 def from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
@@ -100,7 +101,7 @@ def _explain(error: ValidationError) -> str:
         # Pydantic reports a group and what is wrong in it; the second says more.
         if problem["loc"] and problem["loc"] in wrong:
             continue
-        fact = problem["msg"].removeprefix("Value error, ")
+        fact = words_of(problem)
         dotted = ".".join(str(part) for part in problem["loc"])
         if problem["type"] == "extra_forbidden":
             near = difflib.get_close_matches(dotted, keys + groups, n=1, cutoff=0.5)

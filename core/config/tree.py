@@ -7,8 +7,9 @@ from, nor what a component does with its group.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any, get_args, get_origin
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, Field, field_validator, model_validator
 from pydantic.fields import FieldInfo
 
 from core.addresses import is_loopback
@@ -18,6 +19,7 @@ from core.config.prefix_cache import PrefixCacheConfig
 from core.config.router import PlacementConfig, RouterConfig
 from core.config.security import SecurityConfig, check_key
 from core.config.services import LogConfig, RedisConfig, TracingConfig
+from core.config.tiers import TierConfig, check_tiers, default_tiers, with_built_in
 from core.config.transfer import TransferConfig
 
 
@@ -32,6 +34,11 @@ class BatonConfig(Node):
     placement: PlacementConfig = Field(
         default_factory=PlacementConfig, description="who serves what"
     )
+    tiers: dict[str, TierConfig] = Field(
+        default_factory=default_tiers,
+        description="classes of requests by name; interactive, standard and batch are always there",
+    )
+    default_tier: str = Field("standard", description="tier of a key that has none of its own")
     transfer: TransferConfig = Field(default_factory=TransferConfig, description="KV hand-over")
     prefix_cache: PrefixCacheConfig = Field(
         default_factory=PrefixCacheConfig, description="blocks kept below the KV pools"
@@ -49,6 +56,16 @@ class BatonConfig(Node):
         description="secret of this cluster's routers, 16 to 64 bytes, which turns request ids "
         "into seeds; file:PATH and env:NAME name it; empty: made at each start",
     )
+
+    @field_validator("tiers", mode="before")
+    @classmethod
+    def _has_built_in_tiers(cls, given: Any) -> Any:  # noqa: ANN401 - whatever somebody wrote
+        return with_built_in(given)
+
+    @model_validator(mode="after")
+    def _tiers_fit(self) -> BatonConfig:
+        check_tiers(self.tiers, self.default_tier, self.router, self.model)
+        return self
 
     @model_validator(mode="after")
     def _doors_are_closed(self) -> BatonConfig:
@@ -97,10 +114,12 @@ class BatonConfig(Node):
 
 
 def known_keys(node: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
-    """Walk the tree's leaves: dotted key and field."""
+    """Walk the tree's leaves: dotted key and field; a group of groups counts as a leaf, too."""
     for name, info in node.model_fields.items():
         kind = info.annotation
         if isinstance(kind, type) and issubclass(kind, BaseModel):
             yield from known_keys(kind, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", info
+            continue
+        yield f"{prefix}{name}", info
+        if get_origin(kind) is dict and isinstance(inner := get_args(kind)[1], type):
+            yield from known_keys(inner, f"{prefix}{name}.NAME.")

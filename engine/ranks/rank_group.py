@@ -73,7 +73,11 @@ class RankProcess(Protocol):
         ...
 
     def wait(self, timeout: float) -> int:
-        """Wait for its end and forget it."""
+        """Wait for its end and forget it.
+
+        Raises:
+            subprocess.TimeoutExpired: It has not ended.
+        """
         ...
 
 
@@ -202,6 +206,7 @@ class RankGroup:
                         "rendezvous": str(Path(folder) / "ranks"),
                     }
                     segments.append(await self._spawn(setup, common_fd))
+            # The segments are not the pool's yet, which closes only what it uses.
             except WorkerLost:
                 for fd in segments:
                     os.close(fd)
@@ -271,10 +276,10 @@ class RankGroup:
             first, *others = self._ranks
             result = await _result(first, on_layer)
             for rank in others:
-                part = await _result(rank, on_layer)
-                result.tokens.update(part.tokens)
-                result.failed.update(part.failed)
-                result.scored.update(part.scored)
+                other = await _result(rank, on_layer)
+                result.tokens.update(other.tokens)
+                result.failed.update(other.failed)
+                result.scored.update(other.scored)
         finally:
             self._step_id = None
         return result
@@ -289,6 +294,7 @@ class RankGroup:
         while True:
             await asyncio.sleep(WATCH_S)
             is_broken = any(rank.process.poll() is not None for rank in self._ranks)
+            # Between steps ranks stand still in good order.
             if self._step_id is None:
                 before = None
                 if is_broken:
@@ -321,8 +327,12 @@ class RankGroup:
         took_s = round(time.monotonic() - began_at, 3)
         events.RANKS_RESTARTED.log(rank_pids=self.rank_pids(), exit_codes=codes, took_s=took_s)
 
-    async def stop(self) -> list[int]:
-        """Kill the ranks, reap them, close their pipes; returns how each ended, as `Popen.wait`."""
+    async def stop(self) -> list[int | None]:
+        """Kill the ranks, reap them, close their pipes.
+
+        Returns:
+            How each ended, as `Popen.wait`; None for one that has not within `KILL_TIMEOUT_S`.
+        """
         watch, self._watch_task = self._watch_task, None
         if watch is not None:
             watch.cancel()
@@ -331,14 +341,12 @@ class RankGroup:
         self._kill()
         self.kv.close()
         ranks, self._ranks = self._ranks, []
-        codes = []
         for rank in ranks:
             rank.writer.close()
             os.close(rank.life_fd)
-            # It is dead already, and only the kernel's book-keeping is waited for; but a process
-            # that sleeps in the kernel keeps that waiting, and this loop has heartbeats to send.
-            codes.append(await asyncio.to_thread(rank.process.wait, KILL_TIMEOUT_S))
-        return codes
+        until_s = time.monotonic() + KILL_TIMEOUT_S
+        # In a thread: this loop has heartbeats to send meanwhile.
+        return [await asyncio.to_thread(_reap, rank.process, until_s) for rank in ranks]
 
     @property
     def layers_done(self) -> int:
@@ -351,6 +359,20 @@ class RankGroup:
     def rank_pids(self) -> tuple[int, ...]:
         """Process ids of the ranks."""
         return tuple(rank.process.pid for rank in self._ranks)
+
+
+def _reap(process: RankProcess, until_s: float) -> int | None:
+    """Wait for the end of a killed process; returns None if it has not come.
+
+    It is dead already, and only the kernel's book-keeping is waited for: freeing a large pool, or
+    a driver's call that cannot be interrupted. Nobody needs that end to go on.
+    """
+    timeout_s = max(0.0, until_s - time.monotonic())
+    try:
+        return process.wait(timeout_s)
+    except subprocess.TimeoutExpired:
+        events.RANK_LINGERS.log(rank_pid=process.pid, waited_s=KILL_TIMEOUT_S)
+        return None
 
 
 async def _ready(rank: _Rank) -> None:

@@ -135,6 +135,7 @@ class BlockIdentities:
         if parent == NO_IDENTITY:
             raise InvariantViolation(f"block {block_id} has no parent to be registered under")
         record = _record(parent, block_hash, token_ids)
+        # Two prompts may have computed the same side by side: one of them is enough to be found.
         same = self._find(block_hash, record)
         if same is not None:
             return self._serials[same]

@@ -6,6 +6,7 @@ sequences, copy on write, and preemption by recompute. Does not know budgets or 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -25,6 +26,11 @@ LOOK_AHEAD = 32
 def _is_waiting(sequence: Sequence) -> bool:
     """True unless it was started, reserved for or cancelled while the walk went on."""
     return sequence.status in (Status.WAITING, Status.RESERVING)
+
+
+def _num_held(sequence: Sequence) -> int:
+    """Blocks of its own or shared; the latter do not come free with it."""
+    return len(sequence.block_table) + len(sequence.spare_blocks)
 
 
 def _needs_every_place(sequence: Sequence) -> bool:
@@ -121,6 +127,7 @@ class BlockSupply:
         Returns:
             Blocks that it needs, and whether it would find them and a place.
         """
+        # Prompts behind one that must run alone would keep the engine from ever being empty for it.
         is_shut_out = walk.has_met_lone_one and sequence.status is Status.WAITING
         num_taken = walk.num_places_taken + walk.num_places_kept
         has_place = not is_shut_out and self._is_free(sequence, num_taken)
@@ -128,9 +135,11 @@ class BlockSupply:
             walk.has_met_lone_one = True
         num_needed = self.num_needed(sequence, walk.num_blocks_kept)
         num_lacking = walk.num_blocks_kept + num_needed - self._pool.num_available
+        # Only if it may be enough: what is taken back has to be computed again.
         if has_place and 0 < num_lacking <= walk.num_yielding:
             self._make_room(walk.num_blocks_kept + num_needed, set())
             walk.num_yielding = self._num_yielding()
+            # Again: a hit that only those had is not held any more, and takes an available block.
             num_needed = self.num_needed(sequence, walk.num_blocks_kept)
         has_blocks = walk.num_blocks_kept + num_needed <= self._pool.num_available
         return num_needed, has_place and has_blocks
@@ -245,6 +254,40 @@ class BlockSupply:
             self.preempt(victim)
         return self._pool.allocate(1)[0]
 
+    def give_way(self) -> None:
+        """Take from lower tiers what those of higher ones lack to start: blocks and places.
+
+        Only between steps. The youngest yields first, and to nobody who is due after it: what has
+        waited its delay keeps what it has.
+        """
+        running = self._sequences.running
+        lowest_s = max((s.delay_s for s in running), default=0.0)
+        # Not what would run ahead of its partner: that may be for nobody.
+        line = list(itertools.islice(self._sequences.waiting.ready, LOOK_AHEAD))
+        if self._sequences.executing or all(s.delay_s >= lowest_s for s in line):
+            return
+        num_blocks = 0
+        num_places = 0
+        for sequence in line:
+            if sequence.run_alone:
+                continue
+            num_needed = num_blocks + self.num_needed(sequence, num_blocks)
+            lower = [s for s in reversed(running) if s.yields_to(sequence) and not s.run_alone]
+            if num_needed > self._pool.num_available + sum(map(_num_held, lower)):
+                continue  # not even all of them would do
+            for victim in lower:
+                if self._has_room(num_needed, num_places):
+                    break
+                self.preempt(victim)
+            if self._has_room(num_needed, num_places):
+                num_blocks = num_needed
+                num_places += 1
+
+    def _has_room(self, num_blocks: int, num_places: int) -> bool:
+        """True if so many blocks are there, and a place beside so many."""
+        num_taken = self._sequences.num_places_taken + num_places
+        return num_blocks <= self._pool.num_available and num_taken < self._limits.max_sequences
+
     def _make_room(self, num_blocks: int, planned: set[int]) -> bool:
         """Take back KV that nobody has asked for yet, and that of parked sequences.
 
@@ -274,7 +317,7 @@ class BlockSupply:
         if self._sequences.executing:
             return 0
         yielding = self._yielding(set())
-        return sum(len(s.block_table) + len(s.spare_blocks) for s in yielding)
+        return sum(map(_num_held, yielding))
 
     def preempt(self, sequence: Sequence) -> None:
         """Free a sequence's blocks and queue it where it is due; its tokens are recomputed later.

@@ -63,7 +63,7 @@ class Preempted:
 
 
 @dataclass(frozen=True, slots=True)
-class Reserved:
+class BlocksReserved:
     """An arrival has its blocks."""
 
     sequence: Sequence
@@ -71,7 +71,7 @@ class Reserved:
     """Leading ones whose content is here already."""
 
 
-HandoverEvent = Announced | Started | Preempted | Reserved
+HandoverEvent = Announced | Started | Preempted | BlocksReserved
 SchedulerEvent = Sampled | PromptComputed | SequenceFailed | HandoverEvent
 
 

@@ -19,6 +19,13 @@ from core.types import GenerateRequest
 class Order(Protocol):
     """Gives every request its place."""
 
+    def delay_of(self, request: GenerateRequest) -> float:
+        """Return by how much a request's tier stands back (seconds).
+
+        Who stands back less takes blocks from who stands back more and is due later.
+        """
+        ...
+
     def due_at(self, request: GenerateRequest, arrived_at: float) -> float:
         """Return the instant at which a request is due; the earliest goes first.
 
@@ -36,6 +43,10 @@ class ArrivalOrder:
     delay_s: Mapping[str, float] = field(default_factory=dict)
     """By tier: how much earlier its requests must have come to go before one of an unnamed tier."""
 
+    def delay_of(self, request: GenerateRequest) -> float:
+        """See `Order`."""
+        return self.delay_s.get(request.tier, 0.0)
+
     def due_at(self, request: GenerateRequest, arrived_at: float) -> float:
         """See `Order`."""
-        return arrived_at + self.delay_s.get(request.tier, 0.0)
+        return arrived_at + self.delay_of(request)

@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from core.block_hash import BlockNaming
-from core.errors import PoolExhausted
 from core.ids import Epoch, RequestId
 from core.types import GenerateRequest, SamplingParams
 from engine.scheduling.block_pool import BlockPool
@@ -123,16 +122,13 @@ class PrefixBlocks:
             return None
         if self.num_reserved + num_new > self._num_most:
             return None
-        try:
-            self._tables.allocate(prefix, hits, num_new, num_spare=0)
-        except PoolExhausted:
-            return None
+        self._tables.allocate(prefix, hits, num_new, num_spare=0)
         self.num_reserved += len(prefix.block_table)
         return len(hits)
 
     def attach(self, prefix: Sequence) -> None:
         """The KV is complete and verified: the full blocks become cache."""
-        num_here = (len(prefix.parents) - 1) if prefix.parents else 0
+        num_here = len(prefix.parents) - 1
         prefix.num_computed_tokens = prefix.num_tokens - 1
         self._tables.register(prefix)
         self._note_arrived(prefix.block_table[num_here:])

@@ -55,6 +55,10 @@ class SequenceQueue:
         """Who goes first; None if nobody is here."""
         return self._sequences[0] if self._sequences else None
 
+    def num_before(self, sequence: Sequence) -> int:
+        """Count those that are due before a sequence, which may stand elsewhere."""
+        return bisect_left(self._sequences, sequence.due, key=_due)
+
     def walk(self) -> Iterator[Sequence]:
         """Go through the queue while sequences that were come to may leave it.
 
@@ -96,10 +100,12 @@ class _Partner:
 
     @property
     def next_to_announce(self) -> Sequence | None:
-        """None while enough announcements are unanswered."""
-        # A worker that is silent must not be promised the whole line.
-        is_busy = len(self.announced) >= MAX_UNANSWERED
-        return None if is_busy else self.unannounced.first
+        """None while enough announcements of those due before it are unanswered."""
+        first = self.unannounced.first
+        # A worker that is silent must not be promised the whole line. Those of lower tiers keep
+        # nobody from being announced.
+        is_busy = first is not None and self.announced.num_before(first) >= MAX_UNANSWERED
+        return None if is_busy else first
 
 
 class WaitingLine:
@@ -167,10 +173,11 @@ class WaitingLine:
 
         A partner that does not answer holds up its own hand-overs, never those of another.
         """
-        if len(self.ready) >= MAX_READY:
-            return None
         candidates = (partner.next_to_announce for partner in self._partners.values())
-        return min((s for s in candidates if s is not None), key=_due, default=None)
+        first = min((s for s in candidates if s is not None), key=_due, default=None)
+        if first is None or self.ready.num_before(first) >= MAX_READY:
+            return None
+        return first
 
     def announced(self, sequence: Sequence) -> None:
         """Count a hand-over as announced to its partner."""

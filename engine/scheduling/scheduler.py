@@ -16,7 +16,8 @@ everything (`engine.scheduling.order`): a step first gives every running answer 
 shares what is left among prompts, and whoever has no block takes one from the youngest. Overtaking
 is bounded both ways: the oldest prompt gets at least half of what is left, the others go shortest
 first (`StepPlanner`); what does not fit lets smaller ones pass for a while, then blocks are kept
-for it (`BlockSupply`).
+for it (`BlockSupply`). A lower tier yields within a step: its prompts get what higher ones leave of
+the budget, and it gives up the blocks and places that they lack.
 
 A parked sequence, one that is out of credit, takes no place in a step and yields its blocks first:
 what waits may be the sibling whose progress the credit depends on.
@@ -38,8 +39,8 @@ from engine.scheduling.block_supply import BlockSupply
 from engine.scheduling.block_tables import BlockTables, Limits
 from engine.scheduling.events import (
     Announced,
+    BlocksReserved,
     HandoverEvents,
-    Reserved,
     SchedulerEvent,
 )
 from engine.scheduling.order import ArrivalOrder, Order
@@ -159,6 +160,7 @@ class Scheduler:
             credit=credit,
             arrived_at=now_s,
             due=(self._order.due_at(request, now_s - age_s), key),
+            delay_s=self._order.delay_of(request),
             handover=handover,
         )
 
@@ -178,7 +180,7 @@ class Scheduler:
     def submit_arrival(self, sequence: Sequence) -> None:
         """Queue a new sequence whose KV another worker sends: it wants blocks, and no step.
 
-        `Reserved` reports that it has all it needs, after `reserve_in_turn` or a plan.
+        `BlocksReserved` reports that it has all it needs, after `reserve_in_turn` or a plan.
 
         Raises:
             InvariantViolation: It is not new.
@@ -198,6 +200,7 @@ class Scheduler:
         if sequence.handover is None:
             raise InvariantViolation(f"sequence {sequence.key} has no hand-over to be partnered in")
         is_waiting = sequence.status is Status.WAITING
+        # Out and in again: where it stands in the line depends on what changes here.
         if is_waiting:
             self.waiting.remove(sequence)
         sequence.handover.is_partnered = True
@@ -215,6 +218,7 @@ class Scheduler:
     def credit(self, sequence: Sequence, limit: int) -> None:
         """Positions below `limit` may be computed; a lower limit than before changes nothing."""
         is_waiting = sequence.status is Status.WAITING
+        # As above: credit decides where it stands.
         if is_waiting:
             self.waiting.remove(sequence)
         sequence.credit = max(sequence.credit, limit)
@@ -246,7 +250,7 @@ class Scheduler:
         sequence.hash_blocks()  # now, while the KV is on its way, and not when it is there
         sequence.started_at = now_s
         self.arriving[sequence.key] = sequence
-        self._events.add(Reserved(sequence, len(hits)))
+        self._events.add(BlocksReserved(sequence, len(hits)))
 
     def attach(
         self, sequence: Sequence, first_tokens: dict[int, Logprob], now_s: float
@@ -330,6 +334,7 @@ class Scheduler:
         self._step_id += 1
         while True:
             num_preemptions = self.num_preemptions
+            self.blocks.give_way()
             self.reserve_in_turn(now_s)
             self._announce_in_turn()
             step = self._planner.fill(now_s)

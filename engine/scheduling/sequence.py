@@ -73,6 +73,8 @@ class Sequence:
     """At this worker, on its clock (seconds), as the other instants here."""
     due: tuple[float, int] = (0.0, 0)
     """Where it stands in every queue: the instant at which it is due, and its key."""
+    delay_s: float = 0.0
+    """By which its tier stands back."""
     num_overtaken: int = 0
     """Sequences behind it that took blocks while it waited for some."""
     handover: Handover | None = None
@@ -107,6 +109,10 @@ class Sequence:
     def num_missing_tokens(self) -> int:
         """Tokens whose KV is not computed; 1 for a sequence that decodes."""
         return len(self.token_ids) - self.num_computed_tokens
+
+    def yields_to(self, other: Sequence) -> bool:
+        """True if it may lose what it has to another one, of a higher tier and due before it."""
+        return self.delay_s > other.delay_s and self.due > other.due
 
     @property
     def is_ahead(self) -> bool:

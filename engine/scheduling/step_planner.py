@@ -99,7 +99,8 @@ class StepPlanner:
         One that would take more than half of what is left gets half of it; the other half goes to
         those behind, shortest first unless one was passed often enough, and what they do not need
         comes back. So a giant takes at most twice as long as alone, and whoever is behind it does
-        not wait for its end.
+        not wait for its end, unless he is of a lower tier and has not waited his delay: he gets
+        what the others leave.
         """
         giant: Sequence | None = None
         num_kept = 0
@@ -116,13 +117,14 @@ class StepPlanner:
             return
         # Put aside before the others choose: the giant has its half.
         step.num_left -= num_kept
-        if step.num_left:
-            behind = sorted(itertools.islice(prompts, LOOK_AHEAD), key=_shortest_first)
-            for sequence in behind:
-                self._add(step, sequence, step.num_left)
-            _count_passed(step, behind)
+        behind = list(itertools.islice(prompts, LOOK_AHEAD)) if step.num_left else []
+        level = [s for s in behind if s.delay_s <= giant.delay_s or s.due[0] <= step.now_s]
+        for sequence in sorted(level, key=_shortest_first):
+            self._add(step, sequence, step.num_left)
         step.num_left += num_kept
         self._add(step, giant, step.num_left)
+        self._plan_prompts(step, (s for s in behind if s not in level))
+        _count_passed(step, behind)
 
     def _add(self, step: Step, sequence: Sequence, most: int) -> None:
         """Let a sequence compute up to `most` tokens, if it can start and finds blocks for them."""
@@ -157,6 +159,7 @@ class StepPlanner:
             sequence.num_prefix_hit_tokens, sequence.num_computed_tokens
         )
         sequence.status = Status.RUNNING
+        # The first start ends its wait in the queue; after a preemption it starts once more.
         if sequence.started_at is None:
             sequence.started_at = now_s
         self._sequences.running.add(sequence)

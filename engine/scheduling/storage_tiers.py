@@ -179,7 +179,7 @@ class StorageTiers:
         sources = self._find(sequence, len(hits))
         room = self._pool.num_blocks // LOADING_SHARE - self._num_loading
         num_unused = sum(self._pool.references(block_id) == 0 for block_id in hits)
-        del sources[max(0, min(room, self._pool.num_available - num_unused)) :]
+        del sources[min(room, self._pool.num_available - num_unused) :]
         if not sources:
             return None
         compute_s = len(sources) * sequence.block_size_tokens * token_s

@@ -168,8 +168,6 @@ class TierBook:
 
     def written(self, entry: Entry) -> None:
         """The block lies in its slot and can be found."""
-        if entry.is_dropped:
-            return
         entry.is_written = True
         self._rank(entry, entry.rank)
         self._pin_if_due(entry)
@@ -223,7 +221,7 @@ class TierBook:
 
     @property
     def _age(self) -> float:
-        return self._num_used / max(1, self.num_slots)
+        return self._num_used / self.num_slots
 
     def _cost(self, num_chain_blocks: int) -> float:
         return recompute_cost(num_chain_blocks * self._block_size_tokens)

@@ -25,7 +25,7 @@ from kv_transfer.sidecar.protocol import (
     MessageKind,
     arena_bytes,
 )
-from kv_transfer.sidecar.stream import NO_SLOT, Connection, SidecarStream, lose
+from kv_transfer.sidecar.stream import NO_SLOT, SidecarConnection, SidecarStream, lose
 from process.shared_memory import map_segment
 
 DIAL_TIMEOUT_S = {"gloo": 0.7, "nccl": 3.0, "nixl": 3.0}
@@ -80,7 +80,7 @@ class SidecarClient:
         self.heartbeat_at = 0.0
         self._on_stream = on_stream
         self._ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._connections: dict[int, Connection] = {}
+        self._connections: dict[int, SidecarConnection] = {}
         self._dialled: dict[int, asyncio.Future[None]] = {}
         self._opening: dict[int, SidecarStream] = {}
         self._num_dialled = 0
@@ -206,7 +206,7 @@ class SidecarClient:
                 del self._connections[message.connection]
                 lose(connection)
 
-    def _new_connection(self, fds: list[int]) -> Connection:
+    def _new_connection(self, fds: list[int]) -> SidecarConnection:
         fd = fds[0]
         try:
             arena = map_segment(fd, arena_bytes(self.slot_bytes))
@@ -216,9 +216,9 @@ class SidecarClient:
         free: asyncio.Queue[int] = asyncio.Queue()  # bounded by its slots
         for slot in range(SLOTS, 2 * SLOTS):
             free.put_nowait(slot)
-        return Connection(arena, free)
+        return SidecarConnection(arena, free)
 
-    def _new_stream(self, message: ControlMessage, connection: Connection) -> SidecarStream:
+    def _new_stream(self, message: ControlMessage, connection: SidecarConnection) -> SidecarStream:
         stream = SidecarStream(self, message.connection, connection, message.stream)
         connection.streams[message.stream] = stream
         return stream

@@ -47,7 +47,7 @@ class _Piece:
 
 
 @dataclass(slots=True)
-class Connection:
+class SidecarConnection:
     """A connection as the worker sees it."""
 
     arena: memoryview
@@ -60,7 +60,7 @@ class SidecarStream:
     """One end of a transfer's stream. A received message is valid until the next `recv`."""
 
     def __init__(
-        self, sidecar: Sidecar, connection_number: int, connection: Connection, number: int
+        self, sidecar: Sidecar, connection_number: int, connection: SidecarConnection, number: int
     ) -> None:
         """Join a connection; the sidecar's client makes it."""
         self.transport = sidecar.kind
@@ -199,7 +199,7 @@ class SidecarStream:
         self.cut()
 
 
-def lose(connection: Connection) -> None:
+def lose(connection: SidecarConnection) -> None:
     """End every stream of a connection that is gone."""
     connection.is_lost = True
     for stream in connection.streams.values():

@@ -19,12 +19,22 @@ import secrets
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 from core import events
 from core.errors import ConfigError, Unauthenticated
 from router.access.identities import ANYBODY, Identity, KeyRole
-from router.access.key_file import SIZE, KeyLine, Stamp, check_names, read_keys, stamp_of
+from router.access.key_file import (
+    SIZE,
+    KeyLine,
+    Stamp,
+    check_names,
+    read_keys,
+    stamp_of,
+    unknown_tiers,
+)
+from router.tiers import Tiers
 
 _KEY = re.compile(r"bt-([0-9a-f]{8})-([0-9a-f]{32})")
 RELOAD_S = 1.0
@@ -45,8 +55,9 @@ class Keyring:
         path: str,
         now_s: Callable[[], float],
         wall_s: Callable[[], float] = time.time,  # noqa: TID251 - keys expire on a date
+        tiers: Tiers | None = None,
     ) -> None:
-        """Read the file, if there is one.
+        """Read the file, if there is one; `tiers` are those of the config.
 
         Raises:
             ConfigError: It cannot be read, or every user may write to it.
@@ -54,6 +65,7 @@ class Keyring:
         self._path = Path(path).expanduser() if path else None
         self._now_s = now_s
         self._wall_s = wall_s
+        self._tiers = tiers or Tiers()
         self._keys: dict[str, KeyLine] = {}
         self._num_faults = 0
         self._stamp: Stamp = ()
@@ -78,7 +90,7 @@ class Keyring:
             Unauthenticated: There is no key, or no valid one; the message does not say which.
         """
         if self.is_open:
-            return ANYBODY
+            return replace(ANYBODY, tier=self._tiers.default)
         self.refresh()
         # A scheme may be written in any case (RFC 9110).
         scheme, _, token = authorization.partition(" ")
@@ -90,7 +102,8 @@ class Keyring:
         is_right = is_right and entry.expires_at > self._wall_s()
         if not is_right or entry is _DUMMY:
             raise Unauthenticated("no valid API key; send `Authorization: Bearer <key>`")
-        return entry.identity
+        # A tier says when a request is served, not whether: a key keeps opening without its own.
+        return replace(entry.identity, tier=self._tiers.of_key(entry.identity.tier))
 
     def watch(self) -> None:
         """Follow the file until `close`, even while nobody calls."""
@@ -167,6 +180,9 @@ class Keyring:
         self._stamp = stamp
         self._keys = keys
         self._num_faults = len(faults)
+        unknown = unknown_tiers(keys.values(), self._tiers.by_name)
+        for tier, num_keys in list(unknown.items())[:MAX_LOGGED_FAULTS]:
+            events.KEY_TIER_UNKNOWN.log(tier=tier, keys=num_keys, served_as=self._tiers.default)
         for fault in faults[:MAX_LOGGED_FAULTS]:
             events.KEY_LINE_REFUSED.log(reason=fault)
         if len(faults) > MAX_LOGGED_FAULTS:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from core.errors import PermissionDenied
+from core.types import DEFAULT_TIER
 
 
 class Right(Enum):
@@ -45,8 +46,12 @@ class Identity:
     """Who calls. The tenant scopes the prefix cache, request ids and aborts."""
 
     tenant: str = ""
-    tier: str = "standard"
+    tier: str = DEFAULT_TIER
     role: KeyRole = KeyRole.TENANT
+
+    def has(self, right: Right) -> bool:
+        """True if a key of this role may do it."""
+        return right in RIGHTS[self.role]
 
     def check(self, right: Right) -> None:
         """Refuse what a key of this role may not do.
@@ -54,7 +59,7 @@ class Identity:
         Raises:
             PermissionDenied: Names the roles that may.
         """
-        if right not in RIGHTS[self.role]:
+        if not self.has(right):
             able = " or ".join(role.value for role in KeyRole if right in RIGHTS[role])
             raise PermissionDenied(
                 f"a key of role {self.role.value} may not do this; use one of role {able} "

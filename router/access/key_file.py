@@ -18,15 +18,16 @@ import os
 import re
 import stat
 import tempfile
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from core.errors import ConfigError
+from core.types import CANARY_TIER, DEFAULT_TIER
 from router.access.identities import Identity, KeyRole
-from router.admission import CANARY_TIER
 
 MAX_KEYS = 100_000
 MAX_FILE_BYTES = 32 << 20
@@ -214,14 +215,25 @@ def read_keys(path: Path) -> tuple[dict[str, KeyLine], list[str]]:
     return keys, faults
 
 
-def check_keys(path: str) -> None:
+def unknown_tiers(keys: Collection[KeyLine], tiers: Collection[str]) -> dict[str, int]:
+    """Count the keys of each tier that the config has not."""
+    named = Counter(key.identity.tier for key in keys)
+    return {tier: n for tier, n in named.items() if tier not in tiers and tier != DEFAULT_TIER}
+
+
+def check_keys(path: str, tiers: Collection[str]) -> None:
     """Refuse a file with any fault, before anything is started.
 
     Raises:
         ConfigError: The first fault.
     """
     if path:
-        _, faults = read_keys(Path(path).expanduser())
+        keys, faults = read_keys(Path(path).expanduser())
+        faults += [
+            f"security.api_keys: {num_keys} keys are of tier {tier}, and tiers has "
+            f"{', '.join(tiers)}; add it there, or make them anew with `baton keys add --tier`"
+            for tier, num_keys in unknown_tiers(keys.values(), tiers).items()
+        ]
         if faults:
             more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
             raise ConfigError(faults[0] + more)

@@ -19,8 +19,8 @@ from grpc_health.v1 import health
 from core.errors import Cancelled, InternalError, ServingError, Unauthenticated
 from router.access.bad_keys import BadKeys
 from router.access.credentials import Keyring
-from router.access.identities import Right
-from router.calls import Call, begin, peer_address
+from router.access.identities import Identity, Right
+from router.calls import Call, begin, outcome_of, peer_address
 from router.grpc.incoming import IncomingMessages
 from router.grpc.limits import bounded
 from router.grpc.requests import abort
@@ -31,6 +31,10 @@ OWN_METHODS = "/baton.v1."
 OPEN_METHODS = f"/{health.SERVICE_NAME}/"
 RIGHTS = {"/baton.v1.Generation/ListModels": Right.ANY_KEY}
 """The right that a method needs, if it is not `Right.GENERATE`."""
+REQUEST_METHODS = frozenset(
+    f"/baton.v1.Generation/{name}" for name in ("Generate", "GenerateStream", "Chat")
+)
+"""Those that need a permit."""
 _BEHAVIOURS = ("unary_unary", "unary_stream", "stream_unary", "stream_stream")
 
 
@@ -41,12 +45,16 @@ class Guarded(Protocol):
     bad_keys: BadKeys
     recorder: Recorder
 
+    def check_open(self, identity: Identity) -> None:
+        """Refuse a caller's request before it is read, if it would find no room."""
+        ...
 
-class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]
+
+class GrpcGuard(grpc.aio.ServerInterceptor):  # type: ignore[misc]
     """Runs before every method."""
 
     def __init__(self, service: Guarded, incoming: IncomingMessages) -> None:
-        """Guard `service`; `incoming` reads the messages."""
+        """GrpcGuard `service`; `incoming` reads the messages."""
         self._service = service
         self._incoming = incoming
 
@@ -71,6 +79,8 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]
                 str(values[0]) if len(values) == 1 else ""
             )
             call.identity.check(RIGHTS.get(details.method, Right.GENERATE))
+            if details.method in REQUEST_METHODS:
+                self._service.check_open(call.identity)
         except ServingError as error:
             return self._refusal(call, error)
         if handler is None:
@@ -87,7 +97,7 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]
 
     def _refusal(self, call: Call, error: ServingError) -> Any:  # noqa: ANN401
         """Make a handler that refuses at once: any other shape would read a message first."""
-        call.refuse(error.code)
+        call.refuse(error.code, outcome_of(error))
 
         async def refuse(_: Any, context: Any) -> None:  # noqa: ANN401
             call.address = peer_address(context.peer())

@@ -28,6 +28,7 @@ from core.types import ChatPrompt, SamplingParams
 from protos.baton.v1 import generation_pb2 as pb
 from router.calls import note_error
 from router.request_params import RequestParams, correlation_id_of
+from router.tiers import HEADER
 
 SAMPLING = frozenset(one.name for one in fields(SamplingParams)) - {"bad_words"}
 """Fields of `SamplingParams` that messages have as they are; bad words are text there."""
@@ -87,6 +88,8 @@ def _params(
         prompt_cache_key=request.prompt.prompt_cache_key,
         prompt_cache_retention=_retention(request.prompt.prompt_cache_retention),
         session_id=request.prompt.session_id,
+        service_tier=request.service_tier,
+        tier_header=str(metadata.get(HEADER, "")),
         resume_from=tuple(request.resume_from.positions),
         resume_tokens=tuple(tuple(t.ids) for t in request.resume_from.tokens),
         trace=parse_trace(

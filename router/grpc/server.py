@@ -14,7 +14,6 @@ from typing import Any
 
 import grpc
 import grpc.aio
-from google.protobuf.struct_pb2 import Struct
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
@@ -24,20 +23,18 @@ from core.errors import InvalidRequest, ServingError
 from core.types import (
     ChatPrompt,
     ChoiceFinished,
-    FinishReason,
     Logprob,
     PromptScored,
     RequestEnded,
-    RequestTiming,
     TextDelta,
-    Usage,
 )
 from protos.baton.v1 import generation_pb2 as pb
 from protos.baton.v1 import generation_pb2_grpc
 from router.access.certificate import ServerCertificate
 from router.calls import caller
 from router.descriptors import MAX_GRPC_CONNECTIONS
-from router.grpc.auth import Guard
+from router.grpc import replies
+from router.grpc.auth import GrpcGuard
 from router.grpc.incoming import IncomingMessages
 from router.grpc.requests import abort, chat_params, chat_prompt, generate_params, optional
 from router.reply_thread import in_reply_thread
@@ -58,7 +55,6 @@ IDLE_MS = 300_000
 """A connection without calls is closed after this; clients open another when they need one."""
 MAX_STREAMS = 512
 """Concurrent calls of one connection; clients queue further ones themselves."""
-_REASONS = {FinishReason.STOP: pb.FINISH_REASON_STOP, FinishReason.LENGTH: pb.FINISH_REASON_LENGTH}
 
 
 class GenerationServicer(generation_pb2_grpc.GenerationServicer):
@@ -92,7 +88,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServicer):
                             texts[event.choice] = texts.get(event.choice, "") + event.text
                             tokens.setdefault(event.choice, []).extend(self._tokens(event))
                         case ChoiceFinished():
-                            finished[event.choice] = _finished(event)
+                            finished[event.choice] = replies.finished(event)
                         case RequestEnded():
                             await _check(context, event)
                             choices = [
@@ -109,9 +105,10 @@ class GenerationServicer(generation_pb2_grpc.GenerationServicer):
                                 request_id=group.requests[0].request_id,
                                 model=self._service.model.name,
                                 choices=choices,
-                                usage=_usage(event.usage),
-                                timing=_timing(request, event.timing),
+                                usage=replies.usage(event.usage),
+                                timing=replies.timing(request, event.timing),
                                 prompt=prompt,
+                                service_tier=group.requests[0].tier,
                             )
         finally:
             await group.close()
@@ -161,11 +158,13 @@ class GenerationServicer(generation_pb2_grpc.GenerationServicer):
                             )
                             await write(delta=delta)
                         case ChoiceFinished():
-                            await write(finished=_finished(event))
+                            await write(finished=replies.finished(event))
                         case RequestEnded():
                             await _check(context, event)
                             summary = pb.Summary(
-                                usage=_usage(event.usage), timing=_timing(request, event.timing)
+                                usage=replies.usage(event.usage),
+                                timing=replies.timing(request, event.timing),
+                                service_tier=group.requests[0].tier,
                             )
                             await write(summary=summary)
                             return
@@ -266,53 +265,10 @@ class GenerationServicer(generation_pb2_grpc.GenerationServicer):
         return pb.TokenInfo(token_id=token_id, logprob=logprob.logprob, top=top)
 
 
-def _finished(event: ChoiceFinished) -> pb.Finished:
-    out = pb.Finished(choice=event.choice, reason=_REASONS[event.reason], position=event.position)
-    if isinstance(event.stop_match, str):
-        out.stop_string = event.stop_match
-    elif event.stop_match is not None:
-        out.stop_token_id = event.stop_match
-    return out
-
-
-def _usage(usage: Usage) -> pb.Usage:
-    return pb.Usage(
-        prompt_tokens=usage.prompt_tokens,
-        completion_tokens=usage.completion_tokens,
-        total_tokens=usage.prompt_tokens + usage.completion_tokens,
-        cached_tokens=usage.cached_tokens,
-    )
-
-
-def _timing(request: pb.GenerateRequest | pb.ChatRequest, a: RequestTiming) -> pb.Timing | None:
-    if not request.response.timing:
-        return None
-    phases = {f"{name}_s": seconds for name, seconds in a.phases().items()}
-    why = Struct()
-    why.update(a.why)
-    return pb.Timing(
-        **phases,
-        ttft_s=a.ttft_s,
-        e2e_s=a.e2e_s,
-        kv_bytes=a.kv_bytes,
-        kv_blocks=a.kv_blocks,
-        path=a.path,
-        prefill_worker=a.prefill_worker,
-        decode_worker=a.decode_worker,
-        prefill_pid=a.prefill_pid,
-        decode_pid=a.decode_pid,
-        attempts=a.attempts,
-        cached_tokens=a.cached_tokens,
-        kv_transport=a.kv_transport,
-        kv_parts_healed=a.kv_fragments_resent,
-        why=why,
-    )
-
-
 async def _check(context: Any, ended: RequestEnded) -> None:
     """End the call with the request's error, if it has one; its usage goes in the trailers."""
     if ended.error is not None:
-        usage = (USAGE_KEY, _usage(ended.usage).SerializeToString())
+        usage = (USAGE_KEY, replies.usage(ended.usage).SerializeToString())
         context.set_trailing_metadata((*context.trailing_metadata(), usage))
         await abort(context, ended.error)
 
@@ -354,7 +310,7 @@ class GrpcServer:
             ("grpc.max_concurrent_streams", MAX_STREAMS),
             ("grpc.max_allowed_incoming_connections", self.max_connections),
         ]
-        guard = Guard(self._service, IncomingMessages(config.body_timeout_s))
+        guard = GrpcGuard(self._service, IncomingMessages(config.body_timeout_s))
         server = grpc.aio.server(options=options, interceptors=[guard])
         generation_pb2_grpc.add_GenerationServicer_to_server(
             GenerationServicer(self._service), server

@@ -19,7 +19,7 @@ from core.errors import InvalidRequest, ModelNotFound
 from core.ids import MAX_REQUEST_ID_CHARACTERS
 from core.trace import TraceContext, parse_trace
 from core.types import ChatPrompt
-from router import calls
+from router import calls, tiers
 from router.access.identities import Right
 from router.http.bodies import (
     ChatBody,
@@ -34,6 +34,7 @@ from router.http.bodies import (
 )
 from router.http.body_model import parse_body
 from router.http.body_reading import BodyReader
+from router.http.errors import REQUEST_ID_HEADER
 from router.http.formatters import (
     ChatFormatter,
     CompletionFormatter,
@@ -57,7 +58,6 @@ from router.service import GenerationService
 
 MAX_HEADER_CHARACTERS = 1024
 TIMING_HEADER = "x-baton-timing"
-REQUEST_ID_HEADER = "x-request-id"
 IGNORED_HEADER = "x-baton-ignored-params"
 KEY_HEADER = "idempotency-key"
 """Requests with one key are one request: they run one at a time, and draw the same tokens."""
@@ -142,7 +142,7 @@ class HttpApi:
         return body, {IGNORED_HEADER: shown} if ignored else {}
 
     async def completions(self, request: Request) -> Response:
-        """`POST /v1/completions`."""
+        """`POST /v1/completions`: continue a text or token ids, as OpenAI does."""
         body, headers = await self.body(CompletionBody, request)
         all_params = body.all_params(key_of(request), trace_of(request))
         options = ReplyOptions(
@@ -157,7 +157,7 @@ class HttpApi:
         )
 
     async def chat(self, request: Request) -> Response:
-        """`POST /v1/chat/completions`."""
+        """`POST /v1/chat/completions`: answer a conversation, as OpenAI does."""
         body, headers = await self.body(ChatBody, request)
         chat = body.chat(
             self.config.chat_template_kwargs,
@@ -199,7 +199,15 @@ class HttpApi:
             all_params = _resumed(all_params, last_event, is_stream=bool(body.stream))
         identity = request.state.identity
         correlation_id = correlation_of(request)
-        named = [replace(p, identity=identity, correlation_id=correlation_id) for p in all_params]
+        named = [
+            replace(
+                params,
+                identity=identity,
+                correlation_id=correlation_id,
+                tier_header=request.headers.get(tiers.HEADER, ""),
+            )
+            for params in all_params
+        ]
         made = await unless_disconnected(
             request.receive,
             self.service.make_requests(named),
@@ -207,6 +215,7 @@ class HttpApi:
         reply = Reply(formatter, made, self.service.model, self.created_now())
         group = self.service.open(*made)
         headers[REQUEST_ID_HEADER] = correlation_id or str(made[0].request_id)
+        headers[tiers.HEADER] = made[0].tier
         if body.stream:
             has_ids = bool(last_event) or request.headers.get(EVENT_IDS_HEADER) == "1"
             limits = StreamLimits(self.config.keep_alive_s, self.config.slow_reader_s, has_ids)
@@ -225,7 +234,7 @@ class HttpApi:
         return self.created + int(self.service.uptime_s())
 
     async def tokenize(self, request: Request) -> Response:
-        """`POST /tokenize`, of a text or of a conversation."""
+        """`POST /tokenize`: the token ids of a text or of a conversation."""
         tree = await self._bodies.read(request)
         if "messages" in tree:
             chat = parse_body(TokenizeChatBody, tree)
@@ -263,7 +272,7 @@ class HttpApi:
         return tokens
 
     async def detokenize(self, request: Request) -> Response:
-        """`POST /detokenize`."""
+        """`POST /detokenize`: the text of token ids."""
         body, headers = await self.body(DetokenizeBody, request)
         return JSONResponse(
             {"prompt": await self.service.detokenize(body.model, body.tokens)}, headers=headers
@@ -284,11 +293,11 @@ class HttpApi:
         }
 
     async def models(self) -> dict[str, Any]:
-        """`GET /v1/models`."""
+        """`GET /v1/models`: the served model, as OpenAI lists models."""
         return {"object": "list", "data": [self.card()]}
 
     async def model(self, model_id: str) -> dict[str, Any]:
-        """`GET /v1/models/{id}`."""
+        """`GET /v1/models/{id}`: one model."""
         if model_id != self.service.model.name:
             raise ModelNotFound(
                 f"model {model_id[:80]!r} is not served here; served: {self.service.model.name}"
@@ -312,13 +321,13 @@ class HttpApi:
         return self.service.status.load()
 
     async def metrics(self) -> PlainTextResponse:
-        """`GET /metrics`: Prometheus exposition."""
+        """`GET /metrics`: every metric, as Prometheus reads them."""
         return PlainTextResponse(
             self.service.telemetry.text(), media_type="text/plain; version=0.0.4"
         )
 
     async def show_version(self) -> dict[str, str]:
-        """`GET /version`: of Baton."""
+        """`GET /version`: the version of Baton."""
         return {"version": version("baton-serve")}
 
     async def replicas(self) -> dict[str, Any]:

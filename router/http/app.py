@@ -19,8 +19,8 @@ from starlette.middleware.cors import CORSMiddleware
 
 from core.errors import ClientError, InternalError, ServingError
 from router.access.identities import Right
-from router.http.api import IGNORED_HEADER, REQUEST_ID_HEADER, HttpApi, correlation_of
-from router.http.auth import Guard, needs
+from router.http.api import IGNORED_HEADER, HttpApi, correlation_of
+from router.http.auth import HttpGuard, needs
 from router.http.bodies import (
     ChatBody,
     CompletionBody,
@@ -32,20 +32,54 @@ from router.http.bodies import (
     TokenizeChatBody,
 )
 from router.http.body_reading import BodyReader
-from router.http.errors import error_response, plain_error
+from router.http.early_refusal import CHAT_PATH, COMPLETIONS_PATH, EarlyRefusal
+from router.http.errors import REQUEST_ID_HEADER, error_response, plain_error
 from router.refusals import METHOD_NOT_ALLOWED, UNSUPPORTED_ENDPOINT
 from router.service import GenerationService
+from router.tiers import HEADER as TIER_HEADER
 
 log = logging.getLogger(__name__)
 SHOWN_HEADERS = (
     REQUEST_ID_HEADER,
     IGNORED_HEADER,
+    TIER_HEADER,
     "server-timing",
     "retry-after",
     "retry-after-ms",
     "x-should-retry",
 )
 """Reply headers that scripts of other origins may read."""
+
+Method = Callable[..., Any]
+POSTS: tuple[tuple[str, Method, tuple[type[BaseModel], ...], Right], ...] = (
+    (CHAT_PATH, HttpApi.chat, (ChatBody,), Right.GENERATE),
+    (COMPLETIONS_PATH, HttpApi.completions, (CompletionBody,), Right.GENERATE),
+    ("/tokenize", HttpApi.tokenize, (TokenizeBody, TokenizeChatBody), Right.GENERATE),
+    ("/detokenize", HttpApi.detokenize, (DetokenizeBody,), Right.GENERATE),
+    (
+        "/prefix-index/explain",
+        HttpApi.explain_prompt,
+        (ExplainBody, ExplainChatBody),
+        Right.GENERATE,
+    ),
+    ("/links", HttpApi.measure_kv_routes, (MeasureBody,), Right.OPERATE),
+)
+"""Path, endpoint, the bodies it takes, and what its caller needs."""
+READERS: tuple[tuple[str, Method, Right | None], ...] = (
+    ("/health", HttpApi.health, None),
+    ("/ping", HttpApi.health, None),
+    ("/v1/models", HttpApi.models, Right.ANY_KEY),
+    ("/v1/models/{model_id:path}", HttpApi.model, Right.ANY_KEY),
+    ("/ready", HttpApi.ready, Right.ANY_KEY),
+    ("/version", HttpApi.show_version, Right.ANY_KEY),
+    ("/load", HttpApi.load, Right.OBSERVE),
+    ("/metrics", HttpApi.metrics, Right.OBSERVE),
+    ("/replicas", HttpApi.replicas, Right.OBSERVE),
+    ("/explain/{request_id:path}", HttpApi.explain, Right.OBSERVE),
+    ("/links", HttpApi.kv_routes, Right.OBSERVE),
+    ("/prefix-index", HttpApi.prefix_index, Right.OBSERVE),
+)
+"""Paths that GET and HEAD read."""
 
 
 def _schema(*kinds: type[BaseModel]) -> dict[str, Any]:
@@ -117,44 +151,26 @@ def make_app(
     )
     api = HttpApi(service, created, bodies)
     _add_error_pages(app)
-    work = Right.GENERATE
-    observe = Right.OBSERVE
-    operate = Right.OPERATE
-    for path, endpoint, schema, right in (
-        ("/v1/chat/completions", api.chat, _schema(ChatBody), work),
-        ("/v1/completions", api.completions, _schema(CompletionBody), work),
-        ("/tokenize", api.tokenize, _schema(TokenizeBody, TokenizeChatBody), work),
-        ("/detokenize", api.detokenize, _schema(DetokenizeBody), work),
-        ("/prefix-index/explain", api.explain_prompt, _schema(ExplainBody, ExplainChatBody), work),
-        ("/links", api.measure_kv_routes, _schema(MeasureBody), operate),
-    ):
-        rights = [Depends(needs(right))]
-        app.post(path, openapi_extra=schema, response_model=None, dependencies=rights)(endpoint)
-    readers: tuple[tuple[str, Callable[..., Any], Right | None], ...] = (
-        ("/health", api.health, None),
-        ("/ping", api.health, None),
-        ("/v1/models", api.models, Right.ANY_KEY),
-        ("/v1/models/{model_id:path}", api.model, Right.ANY_KEY),
-        ("/ready", api.ready, Right.ANY_KEY),
-        ("/version", api.show_version, Right.ANY_KEY),
-        ("/load", api.load, observe),
-        ("/metrics", api.metrics, observe),
-        ("/replicas", api.replicas, observe),
-        ("/explain/{request_id:path}", api.explain, observe),
-        ("/links", api.kv_routes, observe),
-        ("/prefix-index", api.prefix_index, observe),
-    )
-    for path, reader, needed in readers:
+    for path, method, bodies_of, right in POSTS:
+        app.post(
+            path,
+            openapi_extra=_schema(*bodies_of),
+            response_model=None,
+            dependencies=[Depends(needs(right))],
+        )(getattr(api, method.__name__))
+    for path, method, needed in READERS:
         rights = [Depends(needs(needed))] if needed else []
+        reader = getattr(api, method.__name__)
         app.get(path, response_model=None, dependencies=rights)(reader)
         app.head(path, response_model=None, include_in_schema=False, dependencies=rights)(reader)
+    # The last one that is added stands outermost: the guard is before the early refusal.
+    app.add_middleware(EarlyRefusal, check_open=service.check_open)
     app.add_middleware(
-        Guard,
+        HttpGuard,
         keyring=service.keyring,
         bad_keys=service.bad_keys,
         on_ended=service.recorder.call_ended,
     )
-    # Added last, so that it stands outermost.
     if service.config.cors_origins:
         _allow_origins(app, service.config.cors_origins)
     return app

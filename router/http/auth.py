@@ -37,7 +37,7 @@ def needs(right: Right) -> Callable[[Request], Awaitable[None]]:
     return check
 
 
-class Guard:
+class HttpGuard:
     """ASGI middleware; the identity it finds is in `scope["state"]["identity"]`."""
 
     def __init__(
@@ -47,7 +47,7 @@ class Guard:
         bad_keys: BadKeys,
         on_ended: Callable[[Call], None],
     ) -> None:
-        """Guard an application.
+        """HttpGuard an application.
 
         Args:
             app: Runs behind the guard.

@@ -16,7 +16,7 @@ from core.trace import TraceContext
 from core.types import ChatPrompt, SamplingParams
 from router.http.body_model import Body, Many, Number, Whole
 from router.http.conversation import Conversation
-from router.request_params import RequestParams
+from router.request_params import MAX_KEY_CHARACTERS, RequestParams
 
 OTHER_NAMES = {"include_stop": "include_stop_str_in_output"}
 """Fields of `SamplingParams` that clients know by another name."""
@@ -95,13 +95,22 @@ class SamplingBody(Body):
         None, description="share prefix cache only with requests of the same salt"
     )
     prompt_cache_key: StrictStr | None = Field(
-        None, description="prefer the worker that served the same key of this tenant"
+        None,
+        description="prefer the worker that served the same key of this tenant; at most "
+        f"{MAX_KEY_CHARACTERS} characters",
     )
     prompt_cache_retention: StrictStr | None = Field(
         None, description="24h: keep the prompt's blocks longer than others; in_memory: do not"
     )
     session_id: StrictStr | None = Field(
-        None, description="like prompt_cache_key, and goes before it"
+        None,
+        description="like prompt_cache_key, and goes before it; at most "
+        f"{MAX_KEY_CHARACTERS} characters",
+    )
+    service_tier: StrictStr | None = Field(
+        None,
+        description="a tier of the config by its name; flex: batch; priority: interactive; auto, "
+        "default, scale: the key's",
     )
     return_token_ids: StrictBool | None = Field(None, description="token ids beside the text")
     return_tokens_as_token_ids: StrictBool | None = Field(
@@ -161,6 +170,7 @@ class SamplingBody(Body):
             prompt_cache_key=self.prompt_cache_key or "",
             prompt_cache_retention=self.prompt_cache_retention or "",
             session_id=self.session_id or "",
+            service_tier=self.service_tier or "",
             trace=trace,
         )
 

@@ -19,6 +19,7 @@ from pydantic import (
 )
 
 from core.errors import InvalidRequest
+from core.validation_words import words_of
 
 
 def _whole(value: object) -> object:
@@ -53,7 +54,7 @@ def parse_body(kind: type[AnyBody], body: dict[str, Any]) -> AnyBody:
         if first["loc"][:2] == ("prompt", "str"):  # none of its forms, of which this is the first
             forms = kind.model_fields["prompt"].description
             raise InvalidRequest("prompt", f"must be {forms}") from error
-        raise InvalidRequest(_location(first["loc"]), f"is not valid: {first['msg']}") from error
+        raise InvalidRequest(_location(first["loc"]), words_of(first)) from error
     except RecursionError as error:
         raise InvalidRequest("body", "is nested too deeply") from error
 

@@ -17,6 +17,7 @@ from router.calls import note, note_error
 RETRIED = (429, 503)
 """openai-python retries 408, 409, 429 and 5xx unless a header forbids it; only these may help."""
 MAX_RETRY_AFTER_S = 60.0
+REQUEST_ID_HEADER = "x-request-id"
 CUT_STATE = "cut_with"
 """Key in a request's state under which the server's protocol leaves the error that cut its
 connection, for the reply that is being sent."""
@@ -45,7 +46,7 @@ def error_response(error: ServingError, request_id: str) -> JSONResponse:
     # OpenAI's clients obey this header before they look at the status.
     headers = {"x-should-retry": "true" if error.http_status in RETRIED else "false"}
     if request_id:
-        headers["x-request-id"] = request_id
+        headers[REQUEST_ID_HEADER] = request_id
     if isinstance(error, (Unavailable, RateLimited)):
         wait_s = min(getattr(error, "retry_after_s", 1.0), MAX_RETRY_AFTER_S)
         headers |= {

@@ -51,7 +51,6 @@ FREE = (
     "user",
     "metadata",
     "safety_identifier",
-    "service_tier",
     "store",
     "verbosity",
 )

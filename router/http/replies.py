@@ -29,7 +29,7 @@ from router.http.formatters import (
 )
 from router.http.json_pieces import dumps
 from router.request_params import ServedModel
-from router.resuming import Progress
+from router.resuming import ReplyPositions
 from router.text.detokenizing import TextOffsets
 
 HEAVY_TOKENS = 256
@@ -81,6 +81,7 @@ class Reply:
             "object": formatter.object_chunk,
             "created": created,
             "model": model.name,
+            "service_tier": requests[0].tier,
             "system_fingerprint": model.fingerprint,
         }
         # Nearly all chunks of a stream are text alone: they are joined, not encoded.
@@ -95,7 +96,7 @@ class Reply:
         have = [p for r in requests for p in r.resume_from or (0,) * self._num_choices]
         # A resuming client has had its first chunk: role and echo are not repeated.
         self._is_open = [position > 0 for position in have]
-        self.progress = Progress(requests[0].request_id, self._num_choices, have)
+        self.progress = ReplyPositions(requests[0].request_id, self._num_choices, have)
 
     @property
     def usage(self) -> Usage:

@@ -68,6 +68,9 @@ class EventStream(Response):
         is_started = False
         while not self._group.is_over and self._reply.error is None:
             events = await self._group.batch(self._limits.keep_alive_s)
+            # A comment would commit the status, and a refusal could no longer be a 503.
+            if not events and not self._group.is_admitted:
+                continue
             text = await self._text(events)
             if not is_started:
                 # Before the first byte an error still has a status of its own; after it, only an

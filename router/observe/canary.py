@@ -15,8 +15,14 @@ from core.errors import NoWorker
 from core.ids import Ids
 from core.ports import Clock
 from core.session import Role
-from core.types import GenerateRequest, Path, RequestEnded, RequestEvent, SamplingParams
-from router.admission import CANARY_TIER
+from core.types import (
+    CANARY_TIER,
+    GenerateRequest,
+    Path,
+    RequestEnded,
+    RequestEvent,
+    SamplingParams,
+)
 from router.observe.readiness import Proof
 from router.request_params import ServedModel
 from router.request_stream import RequestRunner

@@ -82,7 +82,7 @@ class PromptReport:
                     "role": c.descriptor.role.value,
                     "leading_blocks": num_published,
                     "leading_tokens": num_published * c.block_size_tokens,
-                    "tiers": dict(Counter(tier.label for tier in tiers)),
+                    "storage": dict(Counter(tier.label for tier in tiers)),
                     # By a prompt that was sent there, and that it has not published yet.
                     "expected_blocks": held[worker] - num_published,
                 }

@@ -7,9 +7,8 @@ served, HTTP or gRPC.
 from __future__ import annotations
 
 from core.errors import ServingError, SlowReader
-from core.types import GenerateRequest, RequestEnded
+from core.types import CANARY_TIER, GenerateRequest, RequestEnded
 from router import calls
-from router.admission import CANARY_TIER
 from router.calls import Call
 from router.observe.explanations import Explanations
 from router.observe.request_log import RequestLog

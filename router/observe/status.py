@@ -166,7 +166,20 @@ class ClusterStatus:
             "server_load": running + queued,
             "running": running,
             "queued": queued,
+            "tiers": self._tiers(),
             "pools": pools,
+        }
+
+    def _tiers(self) -> dict[str, dict[str, int]]:
+        admission = self._admission
+        queued = admission.queued_by_tier()
+        return {
+            tier: {
+                "running": running,
+                "queued": queued[tier],
+                "refused": admission.num_refused[tier],
+            }
+            for tier, running in admission.running_by_tier().items()
         }
 
 

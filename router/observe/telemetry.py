@@ -88,7 +88,7 @@ class Telemetry:
         for outcome in TokenOutcome:
             self._counters[metrics.PREFIX_TOKENS].add(0, {"outcome": outcome.value})
         for tier in HIT_TIERS:
-            self._counters[metrics.PREFIX_TIER_TOKENS].add(0, {"tier": tier})
+            self._counters[metrics.PREFIX_STORAGE_TOKENS].add(0, {"storage": tier})
         for cause in STALE_CAUSES:
             self._counters[metrics.STALE_PLACEMENTS].add(0, {"cause": cause.value})
         plain = (
@@ -139,7 +139,7 @@ class Telemetry:
         for name, num_tokens in outcome.tokens.items():
             self._counters[metrics.PREFIX_TOKENS].add(num_tokens, {"outcome": name.value})
         for tier, num_tokens in outcome.hit_tokens.items():
-            self._counters[metrics.PREFIX_TIER_TOKENS].add(num_tokens, {"tier": tier})
+            self._counters[metrics.PREFIX_STORAGE_TOKENS].add(num_tokens, {"storage": tier})
         if outcome.cause is not None:
             self._counters[metrics.STALE_PLACEMENTS].add(1, {"cause": outcome.cause.value})
 

@@ -64,7 +64,7 @@ class WorkerLoad:
             )
         return self._candidate
 
-    def report(self, load: Load, now_s: float = 0.0) -> None:
+    def report(self, load: Load, now_s: float) -> None:
         """Replace what the worker reported before."""
         if self._hand_overs.forget_old(now_s):
             self._candidate = None
@@ -91,7 +91,7 @@ class WorkerLoad:
         self._hand_overs.note(receiver, exposed_s, now_s)
         self._candidate = None
 
-    def add(self, run_id: RunId, num_tokens: int, now_s: float = 0.0) -> None:
+    def add(self, run_id: RunId, num_tokens: int, now_s: float) -> None:
         """Count a run; its `num_tokens` count too, until the worker first answers."""
         if num_tokens:
             # The logarithm of a sum in which the newest weighs most: it only grows, and workers
@@ -106,7 +106,7 @@ class WorkerLoad:
         self._num_unanswered_tokens += num_tokens
         self._candidate = None
 
-    def answered(self, run_id: RunId, now_s: float = 0.0) -> None:
+    def answered(self, run_id: RunId, now_s: float) -> None:
         """Stop counting a run's prompt: it is computed, and delays no other."""
         num_tokens = self._unanswered.pop(run_id, 0)
         if num_tokens:
@@ -114,7 +114,7 @@ class WorkerLoad:
             self._head_started_s = max(self._head_started_s, now_s)
             self._candidate = None
 
-    def remove(self, run_id: RunId, now_s: float = 0.0) -> None:
+    def remove(self, run_id: RunId, now_s: float) -> None:
         """Stop counting a run."""
         self.answered(run_id, now_s)
         self._pending.discard(run_id)

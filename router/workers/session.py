@@ -280,6 +280,7 @@ class WorkerSession:
             self._close_reason = str(group.exceptions[0])
         except* WorkerLost as group:
             hung = WorkerLost(str(group.exceptions[0]))
+            # Two tasks may find out at once. A death weighs more: it counts against what ran.
             if any(isinstance(e, WorkerDied) for e in group.exceptions):
                 hung = WorkerDied(str(hung))
         finally:
@@ -316,4 +317,5 @@ class WorkerSession:
             self._log(events.WORKER_RESUMED if message.is_ready else events.WORKER_PAUSED)
         self._is_leaving = message.is_leaving
         self._set_state(is_ready=message.is_ready)
+        # Last, for it may raise: what else the worker reports holds all the same.
         self._liveness.note_progress(message)

@@ -90,6 +90,7 @@ class Subscriptions:
             if subscriber is not None:
                 with contained("the delivery of tokens", subscriber.fail):
                     subscriber.on_delta(self._worker_id, delta)
+        # After the tokens: an end closes the attempt, and what came behind it would be dropped.
         for ended in frame.ended:
             subscriber = self._subscriber_of(ended)
             if subscriber is not None:

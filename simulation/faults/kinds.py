@@ -68,7 +68,7 @@ class Where(Enum):
     WIRE = auto()
     """With the next message that suits it."""
     CLIENT = auto()
-    """As part of a client's order, drawn with it: nothing is to be done at its time."""
+    """With a client's request, drawn with it: nothing is to be done at its time."""
 
 
 class Part(Enum):

@@ -12,12 +12,22 @@ import inspect
 import pytest
 from support.in_process_cluster import open_clusters
 
+from transport.certificates import make_certificates
+
 
 @pytest.fixture(autouse=True)
 def every_cluster_is_closed_at_rest():
     open_clusters.clear()
     yield
     assert not open_clusters, "a cluster was not closed, so nobody checked that it was at rest"
+
+
+@pytest.fixture(scope="module")
+def tls(tmp_path_factory):
+    """A folder of certificates for this machine."""
+    folder = tmp_path_factory.mktemp("tls")
+    make_certificates(folder, ["localhost", "127.0.0.1"])
+    return folder
 
 
 @pytest.fixture(autouse=True)

@@ -2,6 +2,7 @@
 
 import http.server
 import json
+import re
 import ssl
 import threading
 from concurrent import futures
@@ -16,15 +17,6 @@ from client.endpoints import Endpoints, speaks_tls
 from core.errors import ConfigError
 from protos.baton.v1 import generation_pb2 as pb
 from protos.baton.v1 import generation_pb2_grpc
-from transport.certificates import make_certificates
-
-
-@pytest.fixture(scope="module")
-def tls(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tls")
-    make_certificates(folder, ["localhost", "127.0.0.1"])
-    return folder
-
 
 # --- servers over TLS -----------------------------------------------------------------------------
 
@@ -126,7 +118,12 @@ class WebServers:
 
     def __init__(self, tls):
         self.tls = tls
-        self.answers = {"/ready": dict(READY), "/replicas": {"replicas": []}}
+        counts = {"running": 3, "queued": 41, "refused": 7}
+        self.answers = {
+            "/ready": dict(READY),
+            "/replicas": {"replicas": []},
+            "/load": {"tiers": {"batch": counts}},
+        }
         self.keys = []
         self.elsewhere = ""
         self.servers = []
@@ -216,6 +213,11 @@ def test_a_key_is_sent_to_nobody_but_the_door_that_was_named(web_servers, monkey
     with pytest.raises(ConfigError, match="is no router"):
         status(web_servers(is_tls=False))
     assert web_servers.keys == ["Bearer bt-x"]
+
+
+def test_status_shows_how_many_of_each_tier_run_wait_and_were_refused(web_servers, capsys):
+    assert status(web_servers(is_tls=False)) == 0
+    assert re.search(r"batch +3 +41 +7 *$", capsys.readouterr().out, re.M)
 
 
 @pytest.mark.parametrize(

@@ -35,13 +35,6 @@ def told(caplog):
     return lambda: [(r.event, r.fields) for r in caplog.records if hasattr(r, "event")]
 
 
-@pytest.fixture(scope="module")
-def tls(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tls")
-    make_certificates(folder, ["localhost", "127.0.0.1"])
-    return folder
-
-
 # --- the parent of all processes ------------------------------------------------------------------
 
 
@@ -82,6 +75,27 @@ async def test_a_child_that_dies_or_does_not_start_is_told_of_with_pid_and_reaso
         ("child_ended", {"child": "decode-0", "child_pid": pids[1], "reason": "SIGKILL"}),
         ("child_started", {"child": "decode-0", "child_pid": pids[2]}),
     ]
+
+
+@pytest.mark.parametrize(
+    ("how", "limit_s", "fact"),
+    [
+        ("exec sleep 60", 0.05, "prefill-1 was not ready within 0.05 s; its last line in the log"),
+        ("exit 7", 60, "prefill-1 ended (exit code 7) before it was ready"),
+        ("kill -9 $$", 60, "prefill-1 ended (SIGKILL) before it was ready"),
+    ],
+)
+async def test_a_child_that_does_not_come_up_is_named_with_the_limit(
+    how, limit_s, fact, monkeypatch
+):
+    """It does not go on behind the back of the one that takes its place."""
+    monkeypatch.setattr("cluster.local.START_TIMEOUT_S", limit_s)
+    process = await asyncio.create_subprocess_exec("sh", "-c", how, stdout=asyncio.subprocess.PIPE)
+    with pytest.raises(WorkerLost) as caught:
+        await Child(process, -1).recv("prefill-1")
+    assert caught.value.message.startswith(fact)
+    async with asyncio.timeout(30):
+        assert await process.wait() == {"exit 7": 7}.get(how, -signal.SIGKILL)
 
 
 @pytest.mark.parametrize(("how", "event"), [("exit 0", "child_left"), ("exit 70", "child_ended")])

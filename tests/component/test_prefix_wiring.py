@@ -61,7 +61,7 @@ async def test_a_worker_publishes_and_a_router_follows(tmp_path):
         for more, num_blocks in ((["--salt", "t"], 3), ([], 0)):
             result = await asyncio.to_thread(CliRunner().invoke, app, [*asked, *more, "-o", "json"])
             found = json.loads(result.output)
-            assert sum(row["tiers"]["pool"] for row in found["workers"]) == num_blocks
+            assert sum(row["storage"]["pool"] for row in found["workers"]) == num_blocks
             assert found["blocks"][0]["num_blocks"] == 3
         assert [row["worker"] for row in found["workers"]] == []
         table = await asyncio.to_thread(CliRunner().invoke, app, [*asked, "--salt", "t"])

@@ -1,8 +1,10 @@
 """A real rank process: results equal the direct runner, death ends only what was in it."""
 
 import asyncio
+import logging
 import os
 import signal
+import subprocess
 from dataclasses import replace
 
 import numpy as np
@@ -17,7 +19,7 @@ from core.plan import History, SampleSpec, StepItem, StepPlan
 from core.types import SamplingParams
 from engine.checkpoint.model_spec import read_model
 from engine.model.runner import ModelRunner
-from engine.ranks.rank_group import STALL_S, RankGroup
+from engine.ranks.rank_group import KILL_TIMEOUT_S, STALL_S, RankGroup, launch_child
 from simulation.hash_runner import MemoryKV
 
 ENGINE = EngineConfig(num_blocks=16)
@@ -204,6 +206,48 @@ async def test_a_group_of_which_one_rank_cannot_load_ends_at_once_with_its_reaso
 def test_a_group_that_the_model_cannot_be_split_over_starts_no_process():
     with pytest.raises(ModelLoadError, match="possible: "):
         RankGroup(read_model(TINY), EngineConfig(tensor_parallel_size=3))
+
+
+class _Lingering:
+    """A rank whose end the kernel keeps waiting: it is killed, and nobody learns of its end."""
+
+    def __init__(self, process):
+        self.process = process
+        self.pid = process.pid
+        self.poll = process.poll
+        self.kill = process.kill
+        self.waits_s = []
+
+    def wait(self, timeout):
+        self.waits_s.append(timeout)
+        raise subprocess.TimeoutExpired("rank", timeout)
+
+
+async def test_ranks_that_take_long_to_die_keep_nobody_waiting_and_are_no_bug(caplog):
+    """Both are waited for together, once; the group starts again beside them, and stops."""
+    caplog.set_level(logging.INFO, logger="baton")
+    lingering = []
+
+    async def launch(rank, fds):
+        lingering.append(_Lingering(await launch_child(rank, fds)))
+        return lingering[-1]
+
+    engine = EngineConfig(num_blocks=16, tensor_parallel_size=2)
+    ranks = RankGroup(read_model(TINY), engine, launch)
+    await ranks.start()
+    try:
+        expected = (await ranks.execute(plan(1, 0, PROMPT), lambda *_: None)).tokens
+        await ranks.restart()
+        assert (await ranks.execute(plan(2, 0, PROMPT), lambda *_: None)).tokens == expected
+    finally:
+        codes = await ranks.stop()
+    assert codes == [None, None] and ranks.rank_pids() == ()
+    told = [r.fields for r in caplog.records if r.event == "rank_lingers"]
+    assert told == [{"rank_pid": one.pid, "waited_s": KILL_TIMEOUT_S} for one in lingering]
+    assert [len(one.waits_s) for one in lingering] == [1, 1, 1, 1]
+    (restarted,) = (r.fields for r in caplog.records if r.event == "ranks_restarted")
+    assert restarted["exit_codes"] == [None, None]
+    assert [one.process.wait(10) for one in lingering] == [-signal.SIGKILL] * 4
 
 
 def _penalised_step(step_id, tokens, num_prompt, table):

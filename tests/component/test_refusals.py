@@ -7,11 +7,9 @@ import asyncio
 import json
 from dataclasses import replace
 
-import grpc
-import grpc.aio
 import pytest
 from support.byte_tokenizer import REFUSED_TEXT
-from support.router_servers import RouterServers, counted, log_lines
+from support.router_servers import RouterServers, answer_of, counted, log_lines, refusal_of, until
 
 from protos.baton.v1 import generation_pb2 as pb
 from router import calls
@@ -161,23 +159,6 @@ GRPC_REFUSALS = {
 }
 
 
-async def refusal_of(call):
-    """Status of a call that fails, whole or stream."""
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        if hasattr(call, "read"):
-            await call.read()
-        else:
-            await call
-    return caught.value.code().name
-
-
-async def until(is_so):
-    """The server's task may end after its client has the answer."""
-    async with asyncio.timeout(5):
-        while not is_so():
-            await asyncio.sleep(0.01)
-
-
 @pytest.mark.parametrize("case", GRPC_REFUSALS)
 async def test_every_refusal_over_grpc_is_one_line_and_one_count(servers, case):
     name, method, message, status, code = GRPC_REFUSALS[case]
@@ -217,11 +198,11 @@ async def test_a_call_that_is_cancelled_before_it_runs_is_told(servers):
     servers.service._builder._tokenizer.encode = encode
     with log_lines() as lines:
         call = servers.call("Generate", GENERATE, "acme")
-        waiting = asyncio.ensure_future(_answer(call))
+        waiting = asyncio.ensure_future(answer_of(call))
         await began.wait()
         call.cancel()
         await until(lambda: lines)
-        await _ended(waiting)
+        await asyncio.gather(waiting, return_exceptions=True)
     assert [line["outcome"] for line in lines] == ["cancelled"]
     assert counted(servers, "baton_requests_total", outcome="cancelled") == 1
 
@@ -268,14 +249,6 @@ async def test_nothing_that_a_client_writes_breaks_a_line_or_adds_a_label(server
         text = servers.service.telemetry.text().decode()
         servers.service.recorder.call_ended(calls.Call("http", code="a code of tomorrow"))
     assert refusals(servers).keys() == before.keys(), text
-
-
-async def _answer(call):
-    return await call
-
-
-async def _ended(task):
-    await asyncio.gather(task, return_exceptions=True)
 
 
 RIGHTS = {

@@ -1,6 +1,7 @@
 """`baton down` finds a cluster from its start to its end."""
 
 import contextlib
+import json
 import os
 import subprocess
 import sys
@@ -62,3 +63,26 @@ def test_the_port_is_known_as_soon_as_it_is(folder):
         with pytest.raises(ConfigError, match="with HTTP port 8002"):
             running.stop(8002)
     assert running.find_running() == []
+
+
+def test_of_several_clusters_each_is_named_and_none_is_ended(folder, tmp_path):
+    with running.announced("local", "baton-tiny", tmp_path / "a.yaml") as tell, begun() as other:
+        tell(8001, 9001)
+        with pytest.raises(ConfigError) as caught:
+            running.stop()
+        told = caught.value.message
+        assert told.startswith("2 clusters run: ") and "choose one with --http-port" in told
+        own = f"HTTP port 8001, config {tmp_path}/a.yaml, local, pid {os.getpid()}"
+        assert f"baton-tiny ({own})" in told
+        assert f"baton-tiny (still starting, local, pid {other.pid})" in told
+        assert other.poll() is None
+
+
+def test_a_cluster_of_an_older_version_is_found(folder):
+    with running.announced("local") as tell:
+        tell(8001, 9001)
+        (path,) = folder.iterdir()
+        tree = json.loads(path.read_text())
+        path.write_text(json.dumps({k: v for k, v in tree.items() if k not in ("model", "config")}))
+        (found,) = running.find_running()
+        assert str(found) == f"a cluster (HTTP port 8001, local, pid {os.getpid()})"

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import grpc
 import grpc.aio
 import pytest
-from support.router_servers import RouterServers, log_lines
+from support.router_servers import RouterServers, answer_of, log_lines, refusal_of, until
 
 from protos.baton.v1 import generation_pb2 as pb
 from router.access.identities import Identity
@@ -23,23 +23,6 @@ POST = "/v1/completions"
 
 
 BODY = {"prompt": "abc", "max_tokens": 3}
-
-
-async def refusal_of(call):
-    """Status of a call that fails, whole or stream."""
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        if hasattr(call, "read"):
-            await call.read()
-        else:
-            await call
-    return caught.value.code().name
-
-
-async def until(is_so):
-    """The server's task may end after its client has the answer."""
-    async with asyncio.timeout(5):
-        while not is_so():
-            await asyncio.sleep(0.01)
 
 
 EXPLAIN = "/prefix-index/explain"
@@ -94,7 +77,7 @@ async def test_equal_ids_of_two_tenants_run_beside_each_other_and_end_alone(serv
     else:
         message = pb.GenerateRequest(text="abc", request_id="same")
         calls = {
-            n: asyncio.ensure_future(_answer(servers.call("Generate", message, n))) for n in names
+            n: asyncio.ensure_future(answer_of(servers.call("Generate", message, n))) for n in names
         }
     await until(lambda: servers.orchestrator.num_running == 2)
     aborted = await servers.call("Abort", pb.AbortRequest(request_id="same"), "operator")
@@ -108,7 +91,7 @@ async def test_equal_ids_of_two_tenants_run_beside_each_other_and_end_alone(serv
     # A client that comes back takes over its own tenant's run, and no other.
     back = servers.call("GenerateStream", _resumed(), "bulk")
     first = asyncio.ensure_future(back.read())
-    await asyncio.wait_for(asyncio.shield(_ended(calls["bulk"])), 5)
+    await asyncio.wait_for(asyncio.gather(calls["bulk"], return_exceptions=True), 5)
     await until(lambda: servers.orchestrator.num_running == 2)
     assert not calls["acme"].done()
     aborted = await servers.call("Abort", pb.AbortRequest(request_id="same"), "bulk")
@@ -118,15 +101,7 @@ async def test_equal_ids_of_two_tenants_run_beside_each_other_and_end_alone(serv
     assert servers.orchestrator.num_running == 1 and not calls["acme"].done()
     aborted = await servers.call("Abort", pb.AbortRequest(request_id="same"), "acme")
     assert aborted.outcome == pb.ABORT_OUTCOME_ABORTED
-    await _ended(calls["acme"])
-
-
-async def _answer(call):
-    return await call
-
-
-async def _ended(task):
-    await asyncio.gather(task, return_exceptions=True)
+    await asyncio.gather(calls["acme"], return_exceptions=True)
 
 
 def _resumed():

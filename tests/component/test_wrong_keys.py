@@ -2,10 +2,8 @@
 
 import asyncio
 
-import grpc
-import grpc.aio
 import pytest
-from support.router_servers import RouterServers, counted
+from support.router_servers import RouterServers, counted, refusal_of, until
 
 from protos.baton.v1 import generation_pb2 as pb
 from router import calls
@@ -18,23 +16,6 @@ NO_KEY = "bt-00000000-" + "0" * 32
 async def servers(tmp_path):
     async with RouterServers(tmp_path, max_body_bytes=4096).opened() as servers:
         yield servers
-
-
-async def refusal_of(call):
-    """Status of a call that fails, whole or stream."""
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        if hasattr(call, "read"):
-            await call.read()
-        else:
-            await call
-    return caught.value.code().name
-
-
-async def until(is_so):
-    """The server's task may end after its client has the answer."""
-    async with asyncio.timeout(5):
-        while not is_so():
-            await asyncio.sleep(0.01)
 
 
 @pytest.mark.parametrize(

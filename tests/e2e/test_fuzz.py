@@ -13,7 +13,6 @@ import threading
 from typing import Any
 
 import grpc
-import httpx
 import pytest
 from google.protobuf.struct_pb2 import Struct
 from hypothesis import HealthCheck, given, seed, settings
@@ -390,34 +389,3 @@ def test_grpc_messages(local, neighbour):
             seed(SEED + number)(all_of)()
             if count["grpc"] >= GRPC_CASES:
                 break
-
-
-ODD_TYPES = [
-    "text/plain",
-    "application/xml",
-    "multipart/form-data; boundary=x",
-    "application/json; charset=utf-16",
-    "",
-    "\x80",
-]
-
-
-@pytest.mark.parametrize("kind", ODD_TYPES)
-def test_content_types_that_lie(local, kind):
-    for data in (
-        b'{"prompt": "ab", "max_tokens": 1}',
-        b"<a/>",
-        b"\xff\xfe{\x00}\x00",
-        b"--x\r\n\r\n--x--",
-        b"prompt=ab",
-    ):
-        reply = httpx.post(
-            f"{local.url}/v1/completions",
-            content=data,
-            headers={"content-type": kind.encode("latin1")},
-        )
-        assert reply.status_code in ((200,) if data.startswith(b"{") else (400,)), (
-            kind,
-            data,
-            reply.text,
-        )

@@ -297,3 +297,34 @@ def test_a_request_id_may_be_used_again_once_it_has_ended(local):
     assert [r.status_code for r in replies] == [200] * 3 and len(
         {r.json()["choices"][0]["text"] for r in replies}
     ) == 1
+
+
+ODD_TYPES = [
+    "text/plain",
+    "application/xml",
+    "multipart/form-data; boundary=x",
+    "application/json; charset=utf-16",
+    "",
+    "\x80",
+]
+
+
+@pytest.mark.parametrize("kind", ODD_TYPES)
+def test_content_types_that_lie(local, kind):
+    for data in (
+        b'{"prompt": "ab", "max_tokens": 1}',
+        b"<a/>",
+        b"\xff\xfe{\x00}\x00",
+        b"--x\r\n\r\n--x--",
+        b"prompt=ab",
+    ):
+        reply = httpx.post(
+            f"{local.url}/v1/completions",
+            content=data,
+            headers={"content-type": kind.encode("latin1")},
+        )
+        assert reply.status_code in ((200,) if data.startswith(b"{") else (400,)), (
+            kind,
+            data,
+            reply.text,
+        )

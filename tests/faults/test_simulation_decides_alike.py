@@ -22,7 +22,7 @@ from core.types import RequestEnded, SamplingParams, TextDelta
 from protos.baton.v1 import generation_pb2 as pb
 from simulation.cluster import SimCluster
 from simulation.loop import run_virtual
-from simulation.shape import Shape
+from simulation.shape import ClusterShape
 
 NUM_SCHEDULES = 50 if is_long() else 3
 FAULTS = [
@@ -56,7 +56,7 @@ def schedule(seed):
 
 def simulated(rows):
     async def main():
-        shape = Shape(
+        shape = ClusterShape(
             routers=2,
             placement=PlacementConfig(path="auto", local_below_tokens=LOCAL_BELOW),
             router=RouterConfig(replicas=2),

@@ -117,6 +117,15 @@ EQUIVALENTS: list[Equivalent] = [
     ),
     *(
         Equivalent(
+            "engine/scheduling/prefix_blocks.py",
+            "key=0,",
+            f"key={value},",
+            "a prefix is never queued, and only queues and plans know sequences by their keys",
+        )
+        for value in ("1", "(-1)")
+    ),
+    *(
+        Equivalent(
             "router/workers/liveness.py",
             f"{name} = 0.0",
             f"{name} = {value}",
@@ -137,6 +146,7 @@ TUNED = {
     "prefix_index/publisher.py": "BATCH_S RENEW_S TTL_S FIRST_PAUSE_S MAX_PAUSE_S "
     "MAX_BATCHES_SINCE_WHOLE READ_BLOCKS",
     "router/attempts.py": "MAX_MOVES",
+    "router/expected_prefixes.py": "MAX_PROMPTS",
     "router/text/detokenizing.py": "CONTEXT_TOKENS",
     "router/workers/outbox.py": "MAX_OUTGOING",
     "router/workers/routes.py": "MEASURE_S",

@@ -32,6 +32,7 @@ router/admission.py router/attempt_state.py router/attempts.py router/candidate.
 router/choice_output.py router/cost.py router/expected_prefixes.py router/orchestrator.py
 router/placement.py router/prompt_prefixes.py
 router/request_state.py router/steering.py router/submits.py router/text/detokenizing.py
+router/fair_queue.py router/tier_queues.py router/tiers.py
 router/workers/introductions.py
 router/workers/liveness.py router/workers/load.py router/workers/outbox.py
 router/workers/routes.py router/workers/session.py router/workers/sessions.py
@@ -59,6 +60,7 @@ NEAR = {
         "tests/unit/engine/scheduling/test_scheduler_fairness.py",
         "tests/unit/engine/scheduling/test_scheduler_partners.py",
         "tests/unit/engine/scheduling/test_scheduler_preemption.py",
+        "tests/unit/engine/scheduling/test_scheduler_tiers.py",
         "tests/unit/engine/scheduling/test_scheduler.py",
         "tests/unit/engine/scheduling/test_block_pool.py",
         "tests/unit/engine/scheduling/test_block_pool_rules.py",
@@ -95,6 +97,9 @@ NEAR = {
         "tests/unit/router/http/test_replies.py",
         "tests/unit/router/http/test_formatters.py",
         "tests/unit/router/test_admission.py",
+        "tests/unit/router/test_tier_queues.py",
+        "tests/unit/router/test_fair_queue.py",
+        "tests/unit/router/test_tiers.py",
     ],
     "prefix_index": [
         "tests/unit/prefix_index/test_view.py",

@@ -24,8 +24,10 @@ from planted import (
     router,
     sampling,
     settings,
+    shedding,
     storage,
     text,
+    tiers,
     transfer,
 )
 from planted.bug import Bug
@@ -325,8 +327,10 @@ BUGS = [
     *router.BUGS,
     *sampling.BUGS,
     *settings.BUGS,
+    *shedding.BUGS,
     *storage.BUGS,
     *text.BUGS,
+    *tiers.BUGS,
     *transfer.BUGS,
 ]
 

@@ -87,7 +87,7 @@ BUGS = [
     Bug(
         "announcements to all partners share one bound",
         "engine/scheduling/queues.py",
-        "        if len(self.ready) >= MAX_READY:\n",
+        "        if first is None or self.ready.num_before(first) >= MAX_READY:\n",
         "        if sum(len(p.announced) for p in self._partners.values()) >= MAX_UNANSWERED:\n",
         "tests/unit/engine/scheduling/test_scheduler_partners.py::"
         "test_a_partner_that_does_not_answer_holds_up_its_own_hand_overs_alone",
@@ -156,7 +156,7 @@ BUGS = [
     Bug(
         "a prompt under route is passed by shorter ones as often as they come",
         "engine/scheduling/step_planner.py",
-        "            _count_passed(step, behind)\n",
+        "        _count_passed(step, behind)\n",
         "",
         f"{UNIT}::test_a_prompt_under_way_behind_a_giant_is_passed_a_bounded_number_of_times"
         "_for_each_part",

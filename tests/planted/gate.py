@@ -180,7 +180,7 @@ BUGS = [
     Bug(
         "texts are first come, first served",
         "router/fair_queue.py",
-        "            self._queues.move_to_end(tenant)\n",
+        "        tenant.mark += tenant.turn\n",
         "",
         f"{POOL}::test_tenants_take_turns",
     ),
@@ -208,14 +208,14 @@ BUGS = [
     Bug(
         "one tenant's many requests keep out another's one",
         "router/admission.py",
-        "evicted = self._waiting.join(tenant, waiter)",
-        'evicted = self._waiting.join("", waiter)',
+        "_Waiter(tier, tenant, num_permits, num_tokens, loop.time(), granted)",
+        '_Waiter(tier, "", num_permits, num_tokens, loop.time(), granted)',
         f"{PARTS}::test_one_tenants_many_do_not_keep_out_anothers_one",
     ),
     Bug(
         "a request takes one permit whatever its choices",
         "router/admission.py",
-        "return max(1, min(num_choices, self._max_running))",
+        "return max(1, min(num_choices, self._max_running_of(tier)))",
         "return 1",
         f"{PARTS}::test_a_request_takes_a_permit_for_each_choice",
     ),

@@ -141,7 +141,7 @@ BUGS = [
     Bug(
         "the first token of a peer is believed",
         "decode_worker/role.py",
-        "            check_first_tokens(first_tokens.values(), self._attempts.vocabulary_size)\n",
+        "            check_first_tokens(first_tokens.values(), self._vocabulary_size)\n",
         "            pass\n",
         f"{RULES}::test_first_tokens_that_cannot_be_end_the_attempt_and_no_rank",
     ),

@@ -62,15 +62,15 @@ BUGS = [
     Bug(
         "every tenant is an operator",
         "router/access/identities.py",
-        "        if right not in RIGHTS[self.role]:",
-        "        if right not in Right:",
+        "        return right in RIGHTS[self.role]\n",
+        "        return right in Right\n",
         REFUSALS + "test_each_key_reaches_the_routes_of_its_role_and_no_other",
     ),
     Bug(
         "a route of the operator asks for any key",
         "router/http/app.py",
-        '("/replicas", api.replicas, observe)',
-        '("/replicas", api.replicas, Right.ANY_KEY)',
+        '("/replicas", HttpApi.replicas, Right.OBSERVE)',
+        '("/replicas", HttpApi.replicas, Right.ANY_KEY)',
         REFUSALS + "test_each_key_reaches_the_routes_of_its_role_and_no_other",
     ),
     Bug(

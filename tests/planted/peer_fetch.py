@@ -173,4 +173,26 @@ BUGS = [
         "tests/unit/router/test_prompt_prefixes.py"
         "::test_what_lies_on_a_holders_disk_alone_is_held_and_is_no_source",
     ),
+    Bug(
+        "blocks that await KV never fill exactly half of a pool",
+        "engine/scheduling/prefix_blocks.py",
+        "if self.num_reserved + num_new > self._num_most:",
+        "if self.num_reserved + num_new >= self._num_most:",
+        BLOCKS + "test_half_of_the_pool_is_what_peers_may_read_or_fill",
+    ),
+    Bug(
+        "holders that failed once are remembered for ever",
+        "router/prefix_sources.py",
+        "            if len(self._resting) > MAX_RESTING:\n"
+        "                self._resting.popitem(last=False)\n",
+        "",
+        SOURCES + "test_of_holders_at_rest_the_oldest_is_forgotten",
+    ),
+    Bug(
+        "an offer may be longer than any prompt",
+        "worker/checking.py",
+        '    _check_count("token_ids", offer.token_ids, max_model_len)\n',
+        "",
+        "tests/unit/worker/test_checking.py::test_an_offer_that_cannot_be_is_refused_by_its_field",
+    ),
 ]

@@ -9,10 +9,10 @@ CACHED = "tests/simulation/test_cached_tokens.py::"
 BUGS = [
     Bug(
         "a reply over gRPC does not say why",
-        "router/grpc/server.py",
+        "router/grpc/replies.py",
         "    why.update(a.why)\n",
         "",
-        "tests/unit/router/grpc/test_server.py"
+        "tests/unit/router/grpc/test_replies.py"
         "::test_a_reply_says_why_a_request_went_where_it_did_as_over_http",
     ),
     Bug(

@@ -120,10 +120,10 @@ BUGS = [
     Bug(
         "a permit granted as its waiter gives up is lost",
         "router/admission.py",
-        "        timer = loop.call_later(self._queue_wait_s, self._refuse, granted)\n"
+        "        timer = loop.call_later(wait_s, self._refuse, waiter, wait_s)\n"
         "        try:\n"
         "            await granted\n",
-        "        timer = loop.call_later(9e9, self._refuse, granted)\n"
+        "        timer = loop.call_later(9e9, self._refuse, waiter, wait_s)\n"
         "        try:\n"
         "            async with asyncio.timeout(self._queue_wait_s):\n"
         "                await granted\n"

@@ -117,8 +117,8 @@ BUGS = [
     Bug(
         "two workers write to one folder",
         "kv_storage/disk.py",
-        "                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)\n",
-        "                fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)\n",
+        "                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)\n            except Blocking",
+        "                fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)\n            except Blocking",
         DISK + "test_two_workers_have_a_folder_each_and_the_next_takes_over_the_first",
     ),
     Bug(
@@ -177,7 +177,28 @@ BUGS = [
         "a load goes on that nobody waits for any more, and holds half of the pool",
         "worker/stored_prefixes.py",
         "                if late.is_over:\n",
-        "                if faults[-1:] == [StorageFault.TOO_LATE]:\n",
+        "                if faults[-1:] == [StorageFault.UNREACHABLE]:\n",
         RULES + "test_a_load_that_takes_longer_than_computing_is_not_waited_for",
+    ),
+    Bug(
+        "segments of a model that is gone stay for ever",
+        "kv_storage/disk.py",
+        "                    for path in segments:\n                        path.unlink()\n",
+        "                    pass\n",
+        DISK + "test_what_nobody_has_used_for_a_week_is_removed",
+    ),
+    Bug(
+        "segments that another worker uses are removed",
+        "kv_storage/disk.py",
+        "                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)\n                segments",
+        "                segments",
+        DISK + "test_what_nobody_has_used_for_a_week_is_removed",
+    ),
+    Bug(
+        "a disk that hangs keeps its worker from ending",
+        "kv_storage/disk.py",
+        "            threads.shutdown(wait=False)\n",
+        "            threads.shutdown()\n",
+        DISK + "test_a_disk_that_hangs_keeps_no_worker_from_ending",
     ),
 ]

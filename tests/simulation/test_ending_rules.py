@@ -2,6 +2,7 @@
 how a request may end besides well, on virtual time."""
 
 import asyncio
+from dataclasses import replace
 
 from support.virtual import PROMPT, ask, expected, run, unit
 
@@ -13,7 +14,7 @@ from core.errors import (
     NoWorker,
 )
 from core.session import Role, Submit, Task
-from core.types import SamplingParams
+from core.types import SamplingParams, TextDelta
 
 
 def test_a_cancel_before_its_submit_leaves_a_tombstone():
@@ -118,3 +119,20 @@ def test_an_id_in_use_is_refused_and_the_first_goes_on():
 
     events, (tokens, ended) = run(scenario)
     assert isinstance(events[0].error, DuplicateRequest) and ended.error is None and len(tokens) > 0
+
+
+def test_a_client_that_resumes_takes_the_place_of_its_old_run():
+    """It may be back before the router has noticed that it left."""
+
+    async def scenario(cluster):
+        old = asyncio.ensure_future(ask(cluster, name="same", max_tokens=60))
+        await asyncio.sleep(0.05)
+        assert cluster.orchestrator.is_admitted(("", "same")), "it runs still"
+        again = cluster.request("same", PROMPT, SamplingParams(max_tokens=60, temperature=0.0))
+        events = await cluster.generate(replace(again, resume_from=(2,)))
+        return (await old)[1], events
+
+    left, events = run(scenario)
+    assert isinstance(left.error, Cancelled) and events[-1].error is None
+    tokens = [token for e in events if isinstance(e, TextDelta) for token in e.token_ids]
+    assert tuple(tokens) == expected(max_tokens=60)[0][2:]

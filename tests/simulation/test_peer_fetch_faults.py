@@ -329,7 +329,7 @@ def test_a_transfer_has_one_id_whatever_it_carries(is_first):
                 worker.attempts.offer_prefix(offer)
             inner(router_id, message)
             if not is_first:
-                with pytest.raises(InvalidRequest, match="is here already"):
+                with pytest.raises(InvalidRequest, match="transfer_id.* is here already"):
                     worker.attempts.offer_prefix(offer)
 
         worker.attempts.submit = submit

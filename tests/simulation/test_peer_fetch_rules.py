@@ -139,7 +139,7 @@ def test_two_workers_that_fetch_from_each_other_do_not_wait_for_each_other():
             asked.append(asyncio.ensure_future(ask(cluster, name, (*prompt[:140], 7))))
             await asyncio.sleep(0)
             for session in cluster.sessions.all():
-                session._load.remove("busy")
+                session._load.remove("busy", 0.0)
         return await asyncio.gather(*asked)
 
     replies = fetching(scenario, prefill=0, decode=2, placement=LOCAL, latency_s=(0.002, 0.003))

@@ -187,6 +187,41 @@ def test_a_batch_that_was_lost_is_noticed_by_the_one_behind_it():
     run_virtual(main())
 
 
+def test_each_gap_in_a_log_is_counted_once_and_what_is_behind_it_applied():
+    async def main():
+        store = MemoryPrefixStore()
+        worker = Worker(store)
+        async with following(worker, store=store) as (feed, _):
+            last = feed.num_batches + 1  # the whole content that a worker begins with is number 1
+            found = []
+            for number in (last + 2, last + 3, last + 5):
+                change = PrefixChange([BlockHash(bytes([number]) * DIGEST_BYTES)])
+                store.forge(worker.life, EntryCodec(KEY).batch(worker.life, Batch(number, change)))
+                await asyncio.sleep(0.01)
+                found.append((feed.num_gaps, feed.view.num_entries))
+            return found
+
+    assert run_virtual(main()) == [(1, 1), (1, 2), (2, 3)]
+
+
+def test_a_pool_that_is_lost_while_the_publisher_rests_is_published_at_once():
+    """Nothing came or went of which a batch could tell: it is the whole content that is due."""
+
+    async def main():
+        store = MemoryPrefixStore()
+        worker = Worker(store)
+        async with following(worker, store=store) as (feed, _):
+            await asyncio.sleep(TURN_S)
+            worker.compute(PROMPT)
+            await asyncio.sleep(publisher_module.BATCH_S / 2)
+            assert feed.view.num_entries == 10
+            worker.pool.drop_cache()
+            await asyncio.sleep(0.05)
+            return feed.view.num_entries
+
+    assert run_virtual(main()) == 0
+
+
 def test_a_batch_that_was_lost_is_noticed_by_an_idle_worker_too():
     async def main():
         store = MemoryPrefixStore()

@@ -12,6 +12,7 @@ from core.errors import (
 from core.session import Role, Task
 from core.types import SamplingParams
 from engine.scheduling.queues import MAX_UNANSWERED
+from kv_transfer.transitions import Transition
 
 
 def test_a_full_decode_pool_makes_requests_wait_in_line_and_loses_none():
@@ -111,10 +112,15 @@ def test_a_place_that_comes_free_in_the_midst_of_a_long_step_is_the_next_reserva
         while not cluster.runners[node].num_bitten:
             await asyncio.sleep(0.01)
         num_steps = cluster.num_steps
+        _, receive_agent = decode.transfers.agents
+        num_arrived = receive_agent.transitions[Transition.RECEIVER_ARRIVED]
         await leaver.close()
         while decode.scheduler.waiting.num_reservations:
             await asyncio.sleep(0.01)
-        return cluster.num_steps - num_steps, (await hog)[1], (await waiting)[1]
+        await asyncio.sleep(0.5)
+        num_arrived = receive_agent.transitions[Transition.RECEIVER_ARRIVED] - num_arrived
+        num_decode_steps = cluster.num_steps - num_steps
+        return num_decode_steps, num_arrived, (await hog)[1], (await waiting)[1]
 
     few = EngineConfig(block_size_tokens=4, num_blocks=200, max_step_tokens=64, max_sequences=2)
     num_steps, *endings = run(scenario, engine=few)

@@ -88,6 +88,19 @@ def test_a_killed_worker_is_survived_token_for_token(role, delay_s):
     )
 
 
+def test_a_fault_ends_the_request_where_the_cluster_has_no_retry_left():
+    async def scenario(cluster):
+        cluster.routers[0].attempts._budget.reserve = lambda now_s, patience_s: None
+        running = asyncio.ensure_future(ask(cluster, max_tokens=30, ignore_eos=True))
+        await asyncio.sleep(0.2)
+        await cluster.kill("decode2")
+        return await running
+
+    tokens, ended = run(scenario)
+    assert isinstance(ended.error, WorkerLost) and ended.timing.attempts == ("0:pd:worker_lost",)
+    assert tokens[0] == expected(max_tokens=30, ignore_eos=True)[0][: len(tokens[0])]
+
+
 def test_the_only_decode_worker_dies_and_prefill_finishes_the_request():
     async def scenario(cluster):
         running = asyncio.get_running_loop().create_task(

@@ -102,10 +102,10 @@ def alone(kind, plan):
     faults = tuple(
         Fault(kind, 0.3 + 0.9 * i, 0.3 * i + 0.1, low + (high - low) * 0.4) for i in range(3)
     )
-    orders = list(plan.orders)
+    requests = list(plan.requests)
     if ODDS[kind].where is Where.CLIENT:
-        orders[:3] = [replace(order, raises=kind) for order in orders[:3]]
-    return replace(plan, faults=faults, orders=tuple(orders))
+        requests[:3] = [replace(planned, raises=kind) for planned in requests[:3]]
+    return replace(plan, faults=faults, requests=tuple(requests))
 
 
 def test_a_seed_replays_to_the_same_run():
@@ -180,7 +180,7 @@ def test_a_planted_bug_is_found_and_shrunk_to_a_line_that_shows_it_again(monkeyp
     monkeypatch.setattr(Attempt, "rewind", lambda self, wanted: None)
     seed = next(s for s in range(60) if run_trial(make_plan(s)).violations)
     plan, (faults, requests) = make_plan(seed), shrink(seed)
-    assert len(faults) < len(plan.faults) and len(requests) < len(plan.orders)
+    assert len(faults) < len(plan.faults) and len(requests) < len(plan.requests)
     assert any(not v.startswith("H1") for v in run_trial(chosen(plan, faults, requests)).violations)
     line = replay_line(seed, faults, requests)
     assert line.startswith(f"baton simulate faults --seed {seed} --only-faults ")
@@ -194,7 +194,7 @@ def test_a_summary_adds_up():
     plans = [make_plan(seed) for seed in (3, 4)]
     ended = sum(found["endings"].values()) + sum(found["endings_above_capacity"].values())
     assert found["seeds"] == 2 == sum(found["styles"].values())
-    assert ended == found["requests"] == sum(len(plan.orders) for plan in plans)
+    assert ended == found["requests"] == sum(len(plan.requests) for plan in plans)
     assert set(found["transitions"]) == {t.value for t in Transition}
 
 

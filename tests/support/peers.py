@@ -101,6 +101,14 @@ def run(scenario, host, **world):
     return run_virtual(main())
 
 
+def lost(scenario, host=None, **world):
+    """Run a scenario that must end a sender's transfer; returns why."""
+    host = host or SendCallbacks()
+    run(scenario, host, **world)
+    assert host.names()[-2:] == ["lost", "drained"] and "sent" not in host.names()
+    return host.error("lost")
+
+
 def failure(scenario, **world):
     """Run a scenario that must end the transfer; returns why. Nothing has arrived."""
     host = ReceiveCallbacks()

@@ -32,6 +32,16 @@ TEXT = TextModel(TINY)
 SERVICE_MODEL = SimpleNamespace(name="m", fingerprint="fp_x")
 
 
+class Letters:
+    """A text decoder for which a token is the character of its number."""
+
+    def push(self, token_id):
+        return chr(token_id)
+
+    def flush(self):
+        return ""
+
+
 def request(n=1, prompt=b"ab"):
     return GenerateRequest("id", "m", tuple(prompt), SamplingParams(n=n), 1, 9.0)
 
@@ -76,6 +86,7 @@ class Group:
 
     def __init__(self, *batches):
         self.batches, self.is_closed = list(batches), False
+        self.is_admitted = True
 
     @property
     def is_over(self):

@@ -3,12 +3,14 @@
 Owns the composition and the keys of two tenants, a scraper and an operator.
 """
 
+import asyncio
 import contextlib
 import json
 import logging
 
 import grpc.aio
 import httpx
+import pytest
 
 from core import events
 from core.clocks import SystemClock
@@ -24,6 +26,7 @@ from router.http.app import make_app
 from router.http.body_reading import BodyReader
 from router.request_params import ServedModel
 from router.text.detokenizing import TextModel
+from router.tiers import Tiers
 from simulation.ports import StaticMembership
 from support.byte_tokenizer import ByteTokenizer
 from support.process_cluster import ROOT
@@ -39,14 +42,26 @@ ROLES = {
 class RouterServers:
     """A service without a live worker, and both its servers."""
 
-    def __init__(self, folder, is_open=False, certificate=None, parts=None, **router):
-        """`parts` are those of the service, `router` keys of the config."""
-        made = {name: new_key(name, "batch", role) for name, role in ROLES.items()}
+    def __init__(
+        self,
+        folder,
+        is_open=False,
+        certificate=None,
+        parts=None,
+        tier="batch",
+        tiers=None,
+        **router,
+    ):
+        """`parts` are those of the service, `tier` that of the keys, the rest of the config."""
+        made = {name: new_key(name, tier, role) for name, role in ROLES.items()}
         self.keys = {name: key for name, (key, _) in made.items()}
         file = folder / "keys"
         file.write_text("".join(line + "\n" for _, line in made.values()))
         file.chmod(0o600)
-        config = BatonConfig.model_validate({"router": {"grpc_port": 0, **router}})
+        config = BatonConfig.model_validate(
+            {"router": {"grpc_port": 0, **router}, "tiers": tiers or {}}
+        )
+        offered = Tiers(config.tiers)
         clock = SystemClock()
         self.members = StaticMembership()
         text = TextModel(ROOT / "models" / "baton-tiny")
@@ -59,13 +74,14 @@ class RouterServers:
                 clock=clock,
                 ids=Ids(),
                 new_decoder=lambda r: text.decoder(r.token_ids, skips_special=True),
+                tiers=offered,
             ),
             ServiceComponents(
                 model=ServedModel("tiny", 256, 2048, (), "float32"),
                 tokenizer=ByteTokenizer(),
                 text=text,
                 seed_key=b"a key of these tests",
-                keyring=Keyring("" if is_open else str(file), clock.now_s),
+                keyring=Keyring("" if is_open else str(file), clock.now_s, tiers=offered),
                 expected_roles=frozenset(),
                 **(parts or {}),
             ),
@@ -133,6 +149,28 @@ def log_lines():
     finally:
         events.LOGGER.setLevel(level)
         events.LOGGER.removeHandler(taker)
+
+
+async def refusal_of(call):
+    """Status of a gRPC call that fails, whole or stream."""
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        if hasattr(call, "read"):
+            await call.read()
+        else:
+            await call
+    return caught.value.code().name
+
+
+async def answer_of(call):
+    """A call as a coroutine, of which a task can be made."""
+    return await call
+
+
+async def until(is_so):
+    """The server's task may end after its client has the answer."""
+    async with asyncio.timeout(5):
+        while not is_so():
+            await asyncio.sleep(0.01)
 
 
 def counted(servers, family, **labels):

@@ -49,7 +49,7 @@ class SlowCluster(LocalCluster):
     async def _start_worker(self, name):
         child = await SlowChild.spawn(name.partition("-")[0], self.config, self._delay_s)
         self._workers[name] = child
-        report = await child.recv()
+        report = await child.recv(name)
         self._members[name] = from_json(report["worker"])
 
 

@@ -1,6 +1,6 @@
 """A scheduler over the hash model, stepped by hand.
 
-Owns the engine of unit tests and the requests for it.
+Owns the engine of unit tests and the requests and hand-overs for it.
 """
 
 import asyncio
@@ -11,6 +11,7 @@ from engine.scheduling.block_pool import BlockPool
 from engine.scheduling.block_tables import Limits
 from engine.scheduling.events import Sampled, SequenceFailed
 from engine.scheduling.scheduler import Scheduler
+from engine.scheduling.sequence import Handover
 from simulation.hash_runner import HashModel, MemoryKV
 
 
@@ -26,11 +27,15 @@ class Engine:
         cache=True,
         max_len=400,
         changes=None,
+        order=None,
     ):
         layout = KVLayout("m", "uint8", 2, 1, 8, block)
         self.pool = BlockPool(num_blocks, changes)
         self.scheduler = Scheduler(
-            self.pool, Limits(block, budget, max_sequences, max_len, cache), layout.content_digest
+            self.pool,
+            Limits(block, budget, max_sequences, max_len, cache),
+            layout.content_digest,
+            order=order,
         )
         self.model = HashModel(
             layout, MemoryKV(layout, num_blocks), 50, self._wait, lambda plan: 0.0
@@ -41,10 +46,9 @@ class Engine:
     async def _wait(self, seconds):
         return None
 
-    def submit(self, request, choices=None, emitted=()):
-        sequence = self.scheduler.new_sequence(
-            request, 1, choices or tuple(range(request.sampling.n)), emitted, 0.0
-        )
+    def submit(self, request, choices=None, emitted=(), age_s=0.0):
+        choices = choices or tuple(range(request.sampling.n))
+        sequence = self.scheduler.new_sequence(request, 1, choices, emitted, 0.0, age_s=age_s)
         self.scheduler.submit(sequence)
         return sequence
 
@@ -85,6 +89,11 @@ class Engine:
         self.num_steps += 1
         return plan
 
+    def run_to(self, is_so, limit=200):
+        while not is_so():
+            self.step()
+            assert self.num_steps < limit, "it does not come to that"
+
     def run(self, limit=4000):
         while self.scheduler.has_work:
             self.step()
@@ -93,7 +102,25 @@ class Engine:
         return self.tokens
 
 
-def request(name, prompt, **sampling):
+SMALL = {"max_tokens": 2, "ignore_eos": True}
+"""Sampling of a request that is soon done."""
+
+
+def hand_over(engine, name, partner, size=40):
+    """Submit a small request whose KV a partner is to get."""
+    small = request(name, [1] * size, **SMALL)
+    handover = Handover(partner)
+    sequence = engine.scheduler.new_sequence(small, 1, (0,), (), 0.0, handover=handover)
+    engine.scheduler.submit(sequence)
+    return sequence
+
+
+def lengths(plan):
+    """Tokens that each sequence computes in a step, by its key."""
+    return {item.sequence_key: len(item.token_ids) for item in plan.items}
+
+
+def request(name, prompt, tier="standard", **sampling):
     return GenerateRequest(
         name,
         "m",
@@ -102,4 +129,5 @@ def request(name, prompt, **sampling):
         5,
         0.0,
         (0,),
+        tier,
     )

@@ -8,7 +8,7 @@ from core.types import SamplingParams
 from simulation.cluster import SimCluster
 from simulation.loop import run_virtual
 from simulation.observers import ClusterObserver
-from simulation.shape import Shape
+from simulation.shape import ClusterShape
 from support.events import read_events
 
 PROMPT = tuple(range(1, 60))
@@ -39,7 +39,9 @@ def run(scenario, **shape):
     """Run a scenario on a fresh cluster, then check that nothing is left."""
 
     async def main():
-        cluster = SimCluster(Shape(**{"prefill": 1, "decode": 1, "placement": PD, **shape}), seed=1)
+        cluster = SimCluster(
+            ClusterShape(**{"prefill": 1, "decode": 1, "placement": PD, **shape}), seed=1
+        )
         await cluster.start()
         result = await scenario(cluster)
         await cluster.rest()

@@ -127,6 +127,7 @@ class HttpListener:
             }
         try:
             await self._loop.connect_accepted_socket(protocol, accepted, **handshake)
+        # No protocol is connected yet that would do this at its end.
         except (OSError, ssl.SSLError, TimeoutError):
             connection.forget()
             accepted.close()

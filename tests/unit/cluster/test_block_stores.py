@@ -1,17 +1,20 @@
 """Which storage tiers a worker gets by its config."""
 
 import asyncio
+from pathlib import Path
 
 import pytest
 
 from cluster import block_stores
 from cluster.block_stores import make_stores
-from core.config import BatonConfig, EngineConfig, load_config, weights_of
+from core.config import BatonConfig, EngineConfig, load_config
 from core.errors import ConfigError, ModelLoadError
 from core.kv_layout import KVLayout
 from core.prefix_changes import StorageTier
 from core.session import Role
+from kv_storage.disk import disk_block_bytes
 
+ROOT = Path(__file__).parents[3]
 LAYOUT = KVLayout("m", "uint8", 2, 1, 64, 4)
 
 
@@ -71,9 +74,17 @@ def test_a_disk_needs_a_folder():
         load_config(flags={"prefix_cache.disk_bytes": 1}, environment={})
 
 
-def test_weights_are_names_and_numbers():
-    assert weights_of("") == {}
-    assert weights_of(" batch=0.25, gold = 4 ") == {"batch": 0.25, "gold": 4.0}
-    for text in ("batch", "batch=much", "batch=0", "batch=-1", "batch=1e9", "batch=nan"):
-        with pytest.raises(ConfigError, match="prefix_cache.tier_weights"):
-            load_config(flags={"prefix_cache.tier_weights": text}, environment={})
+def test_the_documented_room_is_what_the_stores_take():
+    """Every row of the table: its model's KV, and what 1 GiB holds of it."""
+    text = (ROOT / "docs" / "prefix-index.md").read_text()
+    part = text.partition("### How much room")[2].partition("\n## ")[0]
+    rows = [line.strip("|").split("|") for line in part.splitlines() if line.startswith("| ")][1:]
+    assert len(rows) == 3
+    for _, layers, heads, size, dtype, *told in rows:
+        layout = KVLayout("m", dtype.strip(), int(layers), int(heads), int(size), 16)
+        token_bytes = layout.block_bytes // 16
+        in_host = (1 << 30) // layout.block_bytes * 16
+        in_disk = (1 << 30) // disk_block_bytes(layout) * 16
+        assert [int(n.replace(",", "")) for n in told] == [token_bytes, in_host, in_disk]
+        extra_bytes = disk_block_bytes(layout) - layout.block_bytes
+        assert extra_bytes == pytest.approx(8.5 * 1024, rel=0.06)

@@ -1,6 +1,7 @@
 """What several machines would send readable, or inside Ray, is refused by name, all at once."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -115,8 +116,13 @@ def test_check_config_tells_what_keeps_it_from_several_machines_and_shows_no_sec
     )
     command = [sys.executable, "-m", "cli.main", "check-config", "-o", "json"]
     done = subprocess.run(
-        [*command, "-c", str(tmp_path / "c.yaml")], capture_output=True, text=True, check=True
+        [*command, "-c", str(tmp_path / "c.yaml")],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "THE_KEY": "a secret of sufficient length"},
     )
+    assert "sufficient" not in done.stdout
     tree = json.loads(done.stdout)
     found = tree["facts"]["in_the_way_of_several_machines"]
     assert subjects(found)[-3:] == ["redis.url", "seed_key", "redis.url"]

@@ -239,3 +239,36 @@ def test_files_that_are_empty_lists_or_not_text(tmp_path):
         path.write_bytes(content)
         with pytest.raises(ConfigError, match=words):
             load_config(path, {}, {})
+
+
+WRONG = ("x", "", -1, 10**30, 0.5, True, None, [], ["x"], [1], {}, {"x": 1}, float("nan"))
+
+
+def test_no_words_of_the_validator_reach_who_wrote_the_config():
+    """Each setting and group with each kind of wrong value, where it is wrong."""
+    found = []
+    for key in {k for name, _ in known_keys(BatonConfig) for k in (name, name.rpartition(".")[0])}:
+        for value in WRONG if key else ():
+            try:
+                load_config(None, {key: value}, {})
+            except ConfigError as error:
+                found.append(error.message)
+    assert len(found) > 500
+    for foreign in ("Input", "input_", "pydantic", "type=", "Field required", "valid "):
+        assert not [text for text in found if foreign in text.removeprefix("config is not valid")]
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ({"router.max_running": 0}, "router.max_running: must be at least 1 (got 0)"),
+        ({"router.max_running": "many"}, "router.max_running: must be a whole number (got 'many')"),
+        ({"router.strict": "perhaps"}, "router.strict: must be true or false (got 'perhaps')"),
+        ({"router": "x"}, "router: must be a group of names and values"),
+        ({"placement.path": "up"}, "placement.path: must be 'auto', 'pd' or 'local' (got 'up')"),
+    ],
+)
+def test_a_wrong_value_is_told_of_in_plain_words(flags, words):
+    with pytest.raises(ConfigError) as caught:
+        load_config(None, flags, {})
+    assert caught.value.message == f"config is not valid: {words}"

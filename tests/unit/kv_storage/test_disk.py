@@ -1,9 +1,11 @@
 """Files of blocks that were cut, flipped, exchanged or not ours; disks that are full or closed."""
 
+import asyncio
 import dataclasses
 import errno
 import os
 import random
+import threading
 
 import pytest
 
@@ -12,7 +14,7 @@ from core.kv_layout import KVLayout
 from core.ports import BlockCopy
 from core.stored_block import StorageFault, StoredBlock, root_chain
 from kv_storage import disk as disk_module
-from kv_storage.disk import DiskStore, slots_for
+from kv_storage.disk import UNUSED_S, DiskStore, disk_block_bytes
 from kv_storage.segment_file import PAGE_BYTES
 from simulation.hash_runner import MemoryKV
 
@@ -266,7 +268,7 @@ async def test_a_folder_that_cannot_be_made_costs_the_tier_alone(tmp_path, kv):
 
 async def test_files_take_no_more_room_than_they_were_given(tmp_path, kv):
     for num_bytes in (100_000, 300_000):
-        num_slots = slots_for(LAYOUT, num_bytes)
+        num_slots = num_bytes // disk_block_bytes(LAYOUT)
         store = disk(tmp_path / f"{num_bytes}", num_slots=num_slots)
         await store.find()
         copies = [BlockCopy(BLOCKS[i % 12], i % 12, i) for i in range(num_slots)]
@@ -306,3 +308,64 @@ async def test_a_block_that_was_given_away_meanwhile_is_not_found_by_the_next_wo
     assert list(results) == [None] * 4 + [StorageFault.REPLACED] + [None] * 7
     await store.close()
     assert sorted(await found_by(disk(tmp_path))) == [0, 1, 2, 3, *range(5, 12)]
+
+
+OTHER = dataclasses.replace(LAYOUT, model_digest="other")
+
+
+@pytest.mark.parametrize(
+    ("age_s", "is_locked", "is_kept"),
+    [(UNUSED_S + 60, False, False), (UNUSED_S - 60, False, True), (UNUSED_S + 60, True, True)],
+)
+async def test_what_nobody_has_used_for_a_week_is_removed(tmp_path, kv, age_s, is_locked, is_kept):
+    """Blocks of a model that is gone; nobody would ever look for them again."""
+    path = await fill(tmp_path, kv)
+    stranger = path.with_name("notes.kv")
+    stranger.write_text("not ours")
+    running = disk(tmp_path)
+    if is_locked:
+        await running.find()
+    for file in path.parent.iterdir():
+        then_s = file.stat().st_mtime - age_s
+        os.utime(file, (then_s, then_s))
+    assert await found_by(disk(tmp_path, layout=OTHER)) == {}
+    assert path.exists() is is_kept and stranger.exists()
+    await running.close()
+    assert (len(await found_by(disk(tmp_path))) == len(BLOCKS)) is is_kept
+
+
+async def test_a_worker_that_ran_for_long_leaves_its_blocks_to_the_next(tmp_path, kv):
+    """Its files are as old as their last block, and were in use until now."""
+    path = await fill(tmp_path, kv)
+    running = disk(tmp_path)
+    await running.find()
+    for file in path.parent.iterdir():
+        then_s = file.stat().st_mtime - UNUSED_S - 60
+        os.utime(file, (then_s, then_s))
+    await running.close()
+    assert await found_by(disk(tmp_path, layout=OTHER)) == {}
+    assert len(await found_by(disk(tmp_path))) == len(BLOCKS)
+
+
+async def test_a_disk_that_hangs_keeps_no_worker_from_ending(tmp_path, kv, monkeypatch):
+    """The write goes on: its file and its lock stay as they are until the process ends."""
+    monkeypatch.setattr(disk_module, "CLOSE_TIMEOUT_S", 0.05)
+    store = disk(tmp_path)
+    await store.find()
+    hangs, goes_on = threading.Event(), threading.Event()
+
+    def still_after_a_while(copy):
+        hangs.set()
+        return goes_on.wait(60)
+
+    writing = asyncio.create_task(store.write(COPIES[:1], kv, still_after_a_while))
+    try:
+        assert await asyncio.to_thread(hangs.wait, 60)
+        async with asyncio.timeout(30):
+            await store.close()
+        assert not writing.done() and await found_by(disk(tmp_path)) == {}
+    finally:
+        goes_on.set()
+    assert list(await writing) == [None]
+    os.close(store._lock_fd)  # as the process's end does
+    assert await found_by(disk(tmp_path)) == {0: BLOCKS[0]}

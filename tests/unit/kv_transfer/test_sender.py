@@ -10,6 +10,7 @@ from support.peers import (
     SendCallbacks,
     blocks_of,
     finished,
+    lost,
     offer_of,
     opened,
     partnered,
@@ -132,14 +133,6 @@ def test_an_ack_that_crosses_with_the_end_is_not_reported():
     host = SendCallbacks()
     run(scenario, host)
     assert host.names() == ["reserved", "drained"]
-
-
-def lost(scenario, host=None, **world):
-    """Run a scenario that must end the transfer; returns why."""
-    host = host or SendCallbacks()
-    run(scenario, host, **world)
-    assert host.names()[-2:] == ["lost", "drained"] and "sent" not in host.names()
-    return host.error("lost")
 
 
 def test_parts_are_sent_again_so_often_and_no_more():

@@ -4,6 +4,7 @@ from support.peers import (
     OTHER,
     TRANSFER,
     SendCallbacks,
+    lost,
     offer_of,
     partnered,
     run,
@@ -12,14 +13,6 @@ from support.peers import (
 
 from core.errors import LeaseExpired
 from kv_transfer.sender import Sender
-
-
-def lost(scenario, host=None, **world):
-    """Run a scenario that must end the transfer; returns why."""
-    host = host or SendCallbacks()
-    run(scenario, host, **world)
-    assert host.names()[-2:] == ["lost", "drained"] and "sent" not in host.names()
-    return host.error("lost")
 
 
 def test_a_peer_that_is_silent_though_the_lease_is_renewed_is_given_up_with_the_time():

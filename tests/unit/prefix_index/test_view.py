@@ -102,6 +102,18 @@ def test_the_next_incarnation_voids_the_one_before_for_good():
     assert view.match(CHAIN) == {A: 2}
 
 
+def test_of_lives_that_have_ended_the_oldest_is_remembered_no_more(monkeypatch):
+    monkeypatch.setattr(view_module, "MAX_ENDED_LIVES", 2)
+    view = PrefixView()
+    for incarnation in (1, 2, 3, 4):
+        view.apply(A, Incarnation(incarnation), stored(CHAIN[0]))
+    for incarnation in (2, 3):
+        view.apply(A, Incarnation(incarnation), stored(*CHAIN[:9]))
+        assert view.match(CHAIN) == {A: 1}
+    view.apply(A, ONE, stored(*CHAIN[:9]))
+    assert view.match(CHAIN) == {A: 9}
+
+
 def test_a_forgotten_worker_matches_nothing_and_its_entries_leave_in_slices():
     view = PrefixView()
     view.apply(A, ONE, stored(*CHAIN[:500]))

@@ -4,6 +4,7 @@ import asyncio
 from types import SimpleNamespace
 
 import pytest
+from support.replies import Letters
 
 from core.config import PlacementConfig
 from core.errors import PoolExhausted, Unavailable, WorkerLost
@@ -25,14 +26,6 @@ from router.request_state import RequestState
 
 NUM_SCORES = 10
 SCORES = tuple(Logprob(i, -float(i)) for i in range(NUM_SCORES))
-
-
-class Letters:
-    def push(self, token_id):
-        return chr(token_id)
-
-    def flush(self):
-        return ""
 
 
 def worker(role):
@@ -264,4 +257,17 @@ async def test_what_decode_said_early_goes_before_what_it_says_after_the_prompts
         TextDelta(0, 0, (97, 98), "ab"),
         TextDelta(0, 2, (99,), "c"),
     ]
+    assert not attempt.finished.done()
+
+
+async def test_what_was_held_of_decode_proves_that_it_has_the_kv(new_attempt):
+    """It goes out with the prefill worker's word, after which nobody needs that worker."""
+    attempt, _ = new_attempt(prompt_logprobs=0)
+    heard = []
+    attempt.on_handed_over = lambda _: heard.append("handed over")
+    attempt.on_delta("decode", letters(0, "a"))
+    assert heard == []
+    attempt.on_delta("prefill", scores(0, NUM_SCORES, "a"))
+    assert heard == ["handed over"]
+    attempt.on_lost("prefill", WorkerLost("gone"))
     assert not attempt.finished.done()

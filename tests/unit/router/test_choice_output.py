@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.models import TINY
+from support.replies import Letters
 
 from core.errors import (
     InvariantViolation,
@@ -21,14 +22,6 @@ from core.types import (
 )
 from router.choice_output import ChoiceOutput
 from router.text.detokenizing import TextModel
-
-
-class Letters:
-    def push(self, token_id):
-        return chr(token_id)
-
-    def flush(self):
-        return ""
 
 
 def letters(position, text, finish=None, **more):

@@ -71,7 +71,9 @@ def test_what_must_be_computed_of_the_first_prompt_by_now_is_not_waited_for():
     prediction = Prediction([a, b], 1_000, 1, {}, 13.0)
     assert prediction.cost(a, has_transfer=True).queued_tokens == 1_000
     late = Prediction([a, b], 1_000, 1, {}, 99.0)
-    assert late.cost(a, has_transfer=True).queued_tokens == 1, "it has not answered yet"
+    cost = late.cost(a, has_transfer=True)
+    assert cost.queued_tokens == 1, "it has not answered yet"
+    assert cost.weighed_s == pytest.approx((1 + WORK_WEIGHT * 1_000) / 1_000, abs=1e-3)
 
 
 def test_a_fast_worker_may_have_the_longer_queue():

@@ -63,3 +63,48 @@ def test_a_tenant_waits_behind_at_most_one_of_each_other(arrivals, limit):
         assert len(before_first) == len(set(before_first))
         mine = [number for t, number in order if t == tenant]
         assert mine == sorted(mine)
+
+
+def test_turns_follow_weights_and_coming_back_gains_none():
+    line = FairQueue(100, {"a": 3, "c": 0.5})
+    for number in range(20):
+        for tenant in "abc":
+            line.join(tenant, f"{tenant}{number}")
+    first = "".join(line.take()[0] for _ in range(18))
+    assert [first.count(tenant) for tenant in "abc"] == [12, 4, 2]
+    # One at a time is no way to more turns.
+    alone = FairQueue(100)
+    for number in range(9):
+        alone.join("a", f"a{number}")
+    served = []
+    for number in range(12):
+        alone.join("b", f"b{number}")
+        served += [alone.take()[0], alone.take()[0]] if number < 4 else []
+    assert sorted(served[:8]) == ["a"] * 4 + ["b"] * 4
+
+
+def test_who_weighs_more_may_have_more_waiting():
+    line = FairQueue(5, {"a": 4})
+    for number in range(4):
+        line.join("a", f"a{number}")
+    line.join("b", "b0")
+    assert line.join("b", "b1") == "b1", "four of weight 4 are no more than one"
+    assert line.join("c", "c0") == "c0"
+    assert line.leave("b", "b0") and line.join("a", "a4") is None
+    assert line.join("b", "b2") == "a4"
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.sampled_from("aabbc"), min_size=1, max_size=40),
+    st.fixed_dictionaries({t: st.sampled_from([0.5, 1, 2, 3]) for t in "abc"}),
+)
+def test_nobody_waits_for_more_turns_than_weights_allow(arrivals, weights):
+    line = FairQueue(100, weights)
+    for number, tenant in enumerate(arrivals):
+        line.join(tenant, (tenant, number))
+    order = [tenant for tenant, _ in taken(line)]
+    for tenant in set(order):
+        before = order[: order.index(tenant)]
+        for other in set(before):
+            assert before.count(other) <= weights[other] / weights[tenant] + 1

@@ -8,12 +8,14 @@ import pytest
 from core.config import PlacementConfig
 from core.session import FetchOutcome, FetchReport, Load, Role, WorkerDescriptor
 from core.types import GenerateRequest, SamplingParams
+from router import prefix_sources
 from router.candidate import Candidate
 from router.cost import FETCH_WEIGHT, MAX_FETCH_WAIT_S
 from router.observe.explanations import why_of
 from router.placement import PlacementConstraints, choose
 from router.prefix_sources import (
     DEFAULT_TOKENS_PER_S,
+    MAX_RESTING,
     OVERHEAD_S,
     REST_S,
     FetchSpeeds,
@@ -135,6 +137,52 @@ def test_speeds_are_learned_apart_within_a_node_and_between_nodes():
     assert 0.1 < speeds.seconds(near, near, 1_000) - OVERHEAD_S < 0.2
 
 
+def test_a_fetch_moves_the_known_speed_by_a_fifth_of_the_difference():
+    speeds = FetchSpeeds()
+    for num_tokens, took_s, tokens_per_s in (
+        (1_000, OVERHEAD_S + 0.1, 10_000.0),
+        (500, OVERHEAD_S + 0.1, 9_000.0),
+        (0, 9.0, 9_000.0),
+        (9, 0.0, 9_000.0),  # faster than can be measured: as in a tenth of the overhead
+        (109, OVERHEAD_S + OVERHEAD_S / 10, 29_000.0),
+    ):
+        report = FetchReport(FetchOutcome.FETCHED, num_tokens, took_s)
+        speeds.note(DESCRIPTOR, DESCRIPTOR, report, 0.0)
+        found = speeds.seconds(DESCRIPTOR, DESCRIPTOR, 1_000)
+        assert found == pytest.approx(OVERHEAD_S + 1_000 / tokens_per_s)
+
+
+def test_of_holders_that_rest_the_one_that_failed_longest_ago_is_forgotten(monkeypatch):
+    monkeypatch.setattr(prefix_sources, "MAX_RESTING", 2)
+    speeds = FetchSpeeds()
+    failed = FetchReport(FetchOutcome.FAILED)
+    holders = [replace(DESCRIPTOR, incarnation=number) for number in (1, 2, 3)]
+    for number in (0, 1, 0):
+        speeds.note(holders[number], DESCRIPTOR, failed, 100.0)
+    assert [speeds.is_resting(one, 101.0) for one in holders] == [True, True, False]
+    speeds.note(holders[2], DESCRIPTOR, failed, 100.0)
+    assert [speeds.is_resting(one, 101.0) for one in holders] == [True, False, True]
+
+
+def test_what_holders_have_is_compared_in_tokens_for_each_content_apart():
+    large = replace(HOLDER, descriptor=replace(DESCRIPTOR, worker_id="large", block_size_tokens=64))
+    other = replace(HOLDER.descriptor, worker_id="other", content_digest="another")
+    held = {"holder": 30, "large": 10, "other": 35}
+    for pool in ([HOLDER, large], [large, HOLDER]):
+        pool = [*pool, replace(HOLDER, descriptor=other)]
+        sources = PrefixSources(pool, held, FetchSpeeds(), 0.0)
+        num_tokens, best = sources.best_for(IDLER.descriptor)
+        assert (num_tokens, best.worker_id, sources.most_tokens) == (640, "large", 640)
+    for nobody in ({}, {"holder": 0}):
+        assert PrefixSources([HOLDER], nobody, FetchSpeeds(), 0.0).most_tokens == 0
+
+
+def test_who_keeps_its_kv_to_itself_is_no_source():
+    closed = replace(HOLDER, descriptor=replace(HOLDER.descriptor, exports_kv=False))
+    sources = PrefixSources([closed], {"holder": 50}, FetchSpeeds(), 0.0)
+    assert sources.best_for(IDLER.descriptor) is None and sources.most_tokens == 0
+
+
 @pytest.mark.parametrize("outcome", list(FetchOutcome))
 def test_a_holder_at_which_fetches_fail_rests(outcome):
     speeds = FetchSpeeds()
@@ -144,3 +192,16 @@ def test_a_holder_at_which_fetches_fail_rests(outcome):
     assert not speeds.is_resting(DESCRIPTOR, 100.0 + REST_S)
     sources = PrefixSources([HOLDER], {"holder": 50}, speeds, 101.0)
     assert (sources.best_for(IDLER.descriptor) is None) is rests
+
+
+def test_of_holders_at_rest_the_oldest_is_forgotten():
+    """Workers come and go for as long as a router runs."""
+    speeds = FetchSpeeds()
+    failed = FetchReport(FetchOutcome.FAILED, 10, 1.0)
+    holders = [replace(DESCRIPTOR, incarnation=number) for number in range(MAX_RESTING + 1)]
+    for holder in holders[:-1]:
+        speeds.note(holder, DESCRIPTOR, failed, 0.0)
+    speeds.note(holders[0], DESCRIPTOR, failed, 0.0)  # the newest again
+    speeds.note(holders[-1], DESCRIPTOR, failed, 0.0)
+    resting = [speeds.is_resting(holder, 1.0) for holder in holders]
+    assert resting == [True, False, *[True] * (MAX_RESTING - 1)]

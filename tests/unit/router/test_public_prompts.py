@@ -4,8 +4,9 @@ import json
 
 import pytest
 
+from core.config import BatonConfig, known_keys
 from core.errors import ConfigError, InvalidRequest
-from router.public_prompts import MAX_PROMPTS, PublicPrompts, read_prompts
+from router.public_prompts import MAX_FILE_BYTES, MAX_PROMPTS, PublicPrompts, read_prompts
 
 
 class Bytes:
@@ -63,3 +64,9 @@ def test_the_file_is_a_list_of_texts(tmp_path):
         read_prompts(str(path))
     with pytest.raises(ConfigError, match="cannot be read: No such file"):
         read_prompts(str(tmp_path / "missing"))
+
+
+def test_the_reference_has_the_limits_of_the_file():
+    told = dict(known_keys(BatonConfig))["router.public_prompts"].description
+    assert f"at most {MAX_PROMPTS} system prompts" in told
+    assert f"in {MAX_FILE_BYTES >> 20} MiB" in told

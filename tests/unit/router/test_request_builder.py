@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 from support.byte_tokenizer import ByteTokenizer
 
-from core.config import RouterConfig
+from core.config import RouterConfig, TierConfig, default_tiers
 from core.errors import (
     DeadlineExceeded,
     InvalidRequest,
@@ -23,6 +23,7 @@ from router.http.body_model import parse_body
 from router.public_prompts import PublicPrompts
 from router.request_builder import RequestBuilder
 from router.request_params import RequestParams, ServedModel
+from router.tiers import Tiers
 
 MODEL = ServedModel("m", 300, 100, (2,), "float32", {"temperature": 0.6, "top_p": 0.9, "top_k": 20})
 
@@ -42,7 +43,7 @@ class StillClock:
         return 50.0
 
 
-def maker(pools=(), public=None):
+def maker(pools=(), public=None, tiers=None):
     return RequestBuilder(
         MODEL,
         RouterConfig(deadline_s=30.0),
@@ -52,6 +53,7 @@ def maker(pools=(), public=None):
         b"key",
         lambda: list(pools),
         public_prompts=public,
+        tiers=tiers,
     )
 
 
@@ -332,3 +334,20 @@ async def test_a_prompt_is_read_for_its_tenant_within_the_deadline_and_what_may_
     assert slow.asked == [("acme", 700), ("acme", 0)], "what is cut need not fit"
     with pytest.raises(DeadlineExceeded, match="before the prompt was read"):
         await made.make(RequestParams("ab", {}, time_limit_s=0.01))
+
+
+async def test_a_tier_limits_its_prompts_and_what_fits_is_cut_to_that():
+    tiers = Tiers({**default_tiers(), "batch": TierConfig(delay_s=9, max_prompt_tokens=20)})
+    made = maker(tiers=tiers)
+
+    async def tokens(size, tier, **fields):
+        identity = Identity("acme", tier)
+        params = RequestParams([7] * size, {}, identity=identity, **fields)
+        return len((await made.make(params)).token_ids)
+
+    assert await tokens(20, "batch") == 20 and await tokens(60, "standard") == 60
+    with pytest.raises(PromptTooLong, match="has 21 tokens, tier batch takes at most 20; shorten"):
+        await tokens(21, "batch")
+    with pytest.raises(PromptTooLong, match="tier batch"):
+        await tokens(21, "standard", service_tier="flex")
+    assert await tokens(60, "batch", truncate_prompt_tokens=-1) == 20

@@ -8,7 +8,7 @@ from core.errors import InvalidRequest
 from core.session import TokenDelta
 from core.types import ChoiceFinished, FinishReason, SamplingParams, TextDelta
 from router.choice_output import ChoiceOutput
-from router.resuming import Progress, parse_event_id, split_positions
+from router.resuming import ReplyPositions, parse_event_id, split_positions
 
 
 class Letters:
@@ -43,7 +43,7 @@ def events_of(tokens, finish, sizes, stop, skip):
 
 
 def have_after(events):
-    progress = Progress("r", 1, [0])
+    progress = ReplyPositions("r", 1, [0])
     for event in events:
         progress.note(0, event)
     return parse_event_id(progress.event_id)[1][0]

@@ -26,6 +26,7 @@ from worker.router_session import RouterSession, RouterSessions
 from worker.session_server import SessionServer
 
 ROWS = 100
+LONGEST = 8
 NAN = float("nan")
 REQUEST = GenerateRequest(
     RequestId("r"), "m", (1, 2, ROWS - 1), SamplingParams(n=2, max_tokens=4), 7, 10.0, (0,)
@@ -150,12 +151,14 @@ def test_credits_greetings_and_introductions_have_bounds_too():
         ("receiver_id", {"receiver_id": "w" * 257}),
         ("scope", {"scope": "s" * 1025}),
         ("token_ids", {"token_ids": (1, ROWS)}),
+        ("token_ids", {"token_ids": (1,) * (LONGEST + 1)}),
     ],
 )
 def test_an_offer_that_cannot_be_is_refused_by_its_field(field, changes):
-    check_offer(OFFER, ROWS)
+    check_offer(OFFER, ROWS, LONGEST)
+    check_offer(replace(OFFER, token_ids=(1,) * LONGEST), ROWS, LONGEST)
     with pytest.raises(InvalidRequest) as caught:
-        check_offer(replace(OFFER, **changes), ROWS)
+        check_offer(replace(OFFER, **changes), ROWS, LONGEST)
     assert caught.value.field == field
 
 

@@ -24,24 +24,12 @@ from core.session import (
     Welcome,
 )
 from core.types import GenerateRequest, SamplingParams
-from router.workers.session import WorkerSession
 from simulation.loop import run_virtual
 from worker.attempt import Attempt
 from worker.router_session import RouterSessions
 from worker.session_server import HEARTBEAT_S, ROUTER_PATIENCE_S, SessionServer
 
 REQUEST = GenerateRequest("r", "m", (1, 2, 3), SamplingParams(), 1, 0.0)
-
-
-def session(on_state_changed=lambda _: None, **changes):
-    return WorkerSession(
-        replace(WORKER, **changes),
-        None,
-        "router",
-        SimpleNamespace(now_s=lambda: 0.0),
-        iter(range(9)),
-        on_state_changed,
-    )
 
 
 # --- the worker's end -----------------------------------------------------------------------------

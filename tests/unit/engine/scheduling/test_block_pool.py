@@ -13,13 +13,9 @@ from hypothesis.stateful import (
     rule,
 )
 
-from core.block_hash import root_hash
 from core.errors import InvariantViolation, PoolExhausted
 from engine.scheduling.block_identities import NO_IDENTITY
 from engine.scheduling.block_pool import BlockPool
-
-ROOT = root_hash("model", "tenant")
-
 
 SCOPES = ("red", "blue", "green")
 

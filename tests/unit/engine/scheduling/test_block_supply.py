@@ -1,13 +1,11 @@
 """The walk down the waiting line: how far it looks."""
 
 import pytest
-from support.stepping import Engine, request
+from support.stepping import SMALL, Engine, request
 
 from core.errors import PoolExhausted
 from engine.scheduling.block_supply import LOOK_AHEAD
 from engine.scheduling.sequence import Status
-
-SMALL = {"max_tokens": 2, "ignore_eos": True}
 
 
 @pytest.mark.parametrize("num_in_front", [LOOK_AHEAD - 1, LOOK_AHEAD])

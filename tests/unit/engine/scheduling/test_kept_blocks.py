@@ -66,6 +66,24 @@ def test_books_that_do_not_balance_are_an_invariant_violation():
         kept.check()
 
 
+@pytest.mark.parametrize("damage", ["owner", "count", "share", "all"])
+def test_each_book_is_compared(damage):
+    kept = KeptBlocks(16)
+    keep(kept, "a", 1, 2)
+    keep(kept, "b", 3)
+    match damage:
+        case "owner":  # whose lists are as long as before
+            kept._owner_of[2], kept._owner_of[3] = kept._owner_of[3], kept._owner_of[2]
+        case "count":
+            kept._counts[1] -= 1
+        case "share":
+            kept._max_of_owner = 1
+        case "all":
+            kept._max_kept = 2
+    with pytest.raises(InvariantViolation):
+        kept.check()
+
+
 def cache(pool, first_token, num_blocks, keeper=None):
     """Compute a prompt of blocks of one token; returns its blocks."""
     parent = pool.remember_root("t")

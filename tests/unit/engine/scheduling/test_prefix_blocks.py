@@ -18,6 +18,7 @@ def engine(num_blocks=32, **limits):
     return Scheduler(pool, Limits(**{**DEFAULTS, **limits}), "m")
 
 
+ONE_TOKEN = SamplingParams(max_tokens=1)
 DEFAULTS = {
     "block_size_tokens": SIZE,
     "max_step_tokens": 64,
@@ -68,6 +69,18 @@ def test_peers_read_no_more_than_half_of_the_pool():
     assert len(scheduler.prefixes.pin(prefix(scheduler))) == 3
 
 
+def test_peers_read_and_fill_half_of_the_pool_each_to_the_last_block():
+    scheduler = engine(num_blocks=12)
+    cached(scheduler)
+    pinned = [scheduler.prefixes.pin(prefix(scheduler)) for _ in range(3)]
+    assert list(map(len, pinned)) == [3, 3, 0] and scheduler.prefixes.num_read == 6
+    for blocks in pinned:
+        scheduler.prefixes.unpin(blocks)
+    filled = [prefix(scheduler, scope=scope) for scope in ("a", "b", "c")]
+    assert [scheduler.prefixes.reserve(one) for one in filled] == [0, 0, None]
+    assert scheduler.prefixes.num_reserved == 6
+
+
 def test_what_arrived_is_cache_and_the_next_prompt_hits_it():
     scheduler = engine()
     cached(scheduler, PROMPT[:4])
@@ -107,15 +120,38 @@ def test_what_did_not_arrive_is_free_again():
         assert scheduler.pool.num_free == 32 and scheduler.prefixes.num_reserved == 0
 
 
-def test_who_waits_for_blocks_comes_first():
+@pytest.mark.parametrize(("num_tokens", "num_blocks"), [(8, 2), (9, 2), (10, 3), (13, 3)])
+def test_room_is_taken_for_all_tokens_but_the_last(num_tokens, num_blocks):
+    mine = prefix(scheduler := engine(), PROMPT[:num_tokens])
+    assert scheduler.prefixes.reserve(mine) == 0
+    assert len(mine.block_table) == num_blocks
+
+
+@pytest.mark.parametrize("num_cached", [0, 1])
+def test_who_waits_for_blocks_comes_first(num_cached):
+    """What is cached takes room, too: it can no longer be evicted for the other."""
     scheduler = engine(num_blocks=12)
+    if num_cached:
+        cached(scheduler, PROMPT[:SIZE])
     waiting = GenerateRequest("r", "", tuple(range(40)), SamplingParams(max_tokens=1), 1, 0.0)
     sequence = scheduler.new_sequence(waiting, 0, (0,), (), 0.0)
     scheduler.submit(sequence)
     assert scheduler.prefixes.reserve(prefix(scheduler)) is None
     assert scheduler.pool.num_held == 0
     scheduler.cancel(sequence)
-    assert scheduler.prefixes.reserve(prefix(scheduler)) == 0
+    assert scheduler.prefixes.reserve(prefix(scheduler)) == num_cached
+
+
+@pytest.mark.parametrize(("num_waiting", "have_blocks"), [(0, 0), (36, 0), (37, None)])
+def test_room_is_used_to_the_last_block(num_waiting, have_blocks):
+    """Three of twelve blocks for the prefix, nine for the one that waits."""
+    scheduler = engine(num_blocks=12)
+    if num_waiting:
+        waiting = GenerateRequest("r", "", tuple(range(num_waiting)), ONE_TOKEN, 1, 0.0)
+        scheduler.submit(scheduler.new_sequence(waiting, 0, (0,), (), 0.0))
+    else:
+        scheduler.pool.allocate(9)
+    assert scheduler.prefixes.reserve(prefix(scheduler)) == have_blocks
 
 
 @pytest.mark.parametrize("why", ["share", "pool", "step"])

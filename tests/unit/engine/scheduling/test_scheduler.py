@@ -12,7 +12,7 @@ from support.stepping import Engine, request
 from core.errors import InvariantViolation, PromptTooLong
 from core.plan import StepResult
 from core.types import FinishReason, GenerateRequest, SamplingParams
-from engine.scheduling.events import Announced, Reserved, Started
+from engine.scheduling.events import Announced, BlocksReserved, Started
 from engine.scheduling.sequence import Handover, Status
 
 requests = st.lists(
@@ -166,14 +166,14 @@ def test_reserve_is_all_or_nothing_and_pins_what_is_cached():
     engine.run()
     wish = request("b", [*range(16), 1, 2], max_tokens=8)
     sequence = engine.arrive(wish)
-    assert engine.scheduler.take_events() == [Reserved(sequence, 4)]
+    assert engine.scheduler.take_events() == [BlocksReserved(sequence, 4)]
     assert engine.pool.num_held == 6, "five for the prompt, one to grow"
     other = engine.arrive(request("c", [9] * 24, max_tokens=8))
     assert other.status is Status.RESERVING and engine.pool.num_held == 6
     engine.scheduler.cancel(sequence)
     assert engine.pool.num_held == 0
     engine.scheduler.reserve_in_turn(0.0)
-    assert engine.scheduler.take_events() == [Reserved(other, 0)]
+    assert engine.scheduler.take_events() == [BlocksReserved(other, 0)]
     with pytest.raises(InvariantViolation, match="arriving and enters once more"):
         engine.scheduler.submit_arrival(other)
     assert engine.pool.num_held == 7

@@ -1,21 +1,14 @@
 """One order for blocks, budget and places, and overtaking that is bounded both ways."""
 
 import pytest
-from support.stepping import Engine, request
+from support.stepping import SMALL, Engine, hand_over, lengths, request
 
 from core.types import GenerateRequest, SamplingParams
 from engine.scheduling.block_supply import MAX_OVERTAKEN
 from engine.scheduling.order import ArrivalOrder
-from engine.scheduling.sequence import Handover, Status
+from engine.scheduling.sequence import Status
 from engine.scheduling.step_budget import MIN_STEP_TOKENS
 from simulation.wait_reasons import WaitReason, wait_reason_of
-
-SMALL = {"max_tokens": 2, "ignore_eos": True}
-
-
-def lengths(plan):
-    return {i.sequence_key: len(i.token_ids) for i in plan.items}
-
 
 # --- budget ---------------------------------------------------------------------------------------
 
@@ -271,14 +264,6 @@ def test_an_arrival_does_not_go_before_an_older_one_that_can_run_alone_with_the_
 
 
 # --- hand-overs -----------------------------------------------------------------------------------
-
-
-def hand_over(engine, name, partner, size=40):
-    sequence = engine.scheduler.new_sequence(
-        request(name, [1] * size, **SMALL), 1, (0,), (), 0.0, handover=Handover(partner)
-    )
-    engine.scheduler.submit(sequence)
-    return sequence
 
 
 @pytest.mark.parametrize("num_waiting", [10, 2000])

@@ -1,28 +1,13 @@
 """Hand-overs and their partners: who is asked, when, and what runs ahead."""
 
-from support.stepping import Engine, request
+from support.stepping import SMALL, Engine, hand_over, lengths, request
 
 from engine.scheduling.events import Announced
 from engine.scheduling.queues import MAX_READY, MAX_UNANSWERED
-from engine.scheduling.sequence import Handover, Status
+from engine.scheduling.sequence import Status
 from simulation.wait_reasons import WaitReason, wait_reason_of
 
-SMALL = {"max_tokens": 2, "ignore_eos": True}
-
-
-def lengths(plan):
-    return {i.sequence_key: len(i.token_ids) for i in plan.items}
-
-
 # --- hand-overs -----------------------------------------------------------------------------------
-
-
-def hand_over(engine, name, partner, size=40):
-    sequence = engine.scheduler.new_sequence(
-        request(name, [1] * size, **SMALL), 1, (0,), (), 0.0, handover=Handover(partner)
-    )
-    engine.scheduler.submit(sequence)
-    return sequence
 
 
 def test_a_partner_that_does_not_answer_holds_up_its_own_hand_overs_alone():
@@ -88,3 +73,14 @@ def test_partners_without_hand_overs_are_forgotten():
         engine.scheduler.cancel(hand_over(engine, f"h{i}", f"partner{i}"))
     assert len(engine.scheduler.waiting) == 0
     assert engine.scheduler.waiting.num_partners == 0
+
+
+def test_layers_are_reported_in_steps_that_compute_something_for_a_partner():
+    engine = Engine(cache=False)
+    first = hand_over(engine, "first", "partner", size=4)
+    engine.submit(request("second", [2] * 8, **SMALL))
+    engine.scheduler.partnered(first, 0)
+    plan = engine.step()
+    assert [item.sequence_key for item in plan.items][0] == first.key and len(plan.items) == 2
+    assert plan.report_layers
+    assert not engine.step().report_layers, "the first is held, the second decodes"

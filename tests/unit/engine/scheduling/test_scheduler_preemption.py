@@ -3,13 +3,11 @@
 import asyncio
 
 import pytest
-from support.stepping import Engine, request
+from support.stepping import Engine, hand_over, request
 
 from engine.scheduling.events import Announced, Preempted, Started
-from engine.scheduling.sequence import Handover, Status
+from engine.scheduling.sequence import Status
 from simulation.wait_reasons import WaitReason, wait_reason_of
-
-SMALL = {"max_tokens": 2, "ignore_eos": True}
 
 
 def test_an_answer_that_lost_its_blocks_goes_before_whoever_came_later():
@@ -169,11 +167,3 @@ def test_a_parked_answer_yields_its_blocks_to_an_arrival_but_not_in_the_midst_of
 
 
 # --- hand-overs -----------------------------------------------------------------------------------
-
-
-def hand_over(engine, name, partner, size=40):
-    sequence = engine.scheduler.new_sequence(
-        request(name, [1] * size, **SMALL), 1, (0,), (), 0.0, handover=Handover(partner)
-    )
-    engine.scheduler.submit(sequence)
-    return sequence

@@ -3,7 +3,7 @@
 import pytest
 
 from engine.scheduling.block_tables import Limits
-from engine.scheduling.step_budget import StepBudget
+from engine.scheduling.step_budget import MIN_STEP_TOKENS, StepBudget
 
 
 def test_a_step_is_long_above_half_a_second_and_short_below_a_fifth():
@@ -28,3 +28,12 @@ def test_a_budget_never_shrinks_below_one_token_for_each_place_and_some_for_a_pr
     small = StepBudget(Limits(4, 10, 2, 400))
     small.fit(10, 60.0)
     assert small.num_tokens == 10, "and never above what is configured"
+
+
+def test_the_time_of_a_token_follows_full_steps_by_a_quarter_and_small_ones_not_at_all():
+    budget = StepBudget(Limits(4, 100, 2, 400))
+    found = []
+    for num_tokens, took_s in [(MIN_STEP_TOKENS, 0.16), (50, 1.0), (MIN_STEP_TOKENS - 1, 9.0)]:
+        budget.fit(num_tokens, took_s)
+        found.append(budget.token_s)
+    assert found == pytest.approx([0.01, 0.0125, 0.0125])

@@ -5,6 +5,7 @@ import pytest
 from core.prefix_changes import StorageTier
 from core.stored_block import StorageFault
 from core.types import GenerateRequest, SamplingParams
+from engine.scheduling import storage_tiers
 from engine.scheduling.block_origins import BlockOrigins
 from engine.scheduling.block_pool import BlockPool
 from engine.scheduling.block_tables import Limits
@@ -85,6 +86,39 @@ def test_nothing_is_written_while_much_is_free():
     assert engine.pool.num_free == 11 and engine.write_all() == []
 
 
+@pytest.mark.parametrize(
+    ("num_blocks", "ahead", "num_written"), [(8, 99, 0), (9, 99, 9), (12, 4, 0), (13, 4, 4)]
+)
+def test_blocks_are_written_once_fewer_are_free_than_are_looked_at(
+    monkeypatch, num_blocks, ahead, num_written
+):
+    """Half of the pool at most: of 16 blocks, with 8 free and with 7."""
+    monkeypatch.setattr(storage_tiers, "AHEAD_BLOCKS", ahead)
+    engine = Engine()
+    engine.compute(range(num_blocks * SIZE))
+    assert len({w.block_id for w in engine.write_all()}) == num_written
+
+
+def test_no_more_blocks_are_chosen_once_there_are_as_many_copies_as_asked_for():
+    engine = Engine()
+    full(engine)
+    assert [len(engine.tiers.pick_writes(n)) for n in (3, 4)] == [4, 4], "each to two tiers"
+
+
+@pytest.mark.parametrize("fault", [StorageFault.FOREIGN, StorageFault.NO_SPACE])
+def test_a_block_that_could_not_be_written_leaves_its_slot_unless_a_strangers_file_is_there(fault):
+    engine = Engine()
+    full(engine)
+    writing = engine.tiers.pick_writes(1)[0]
+    engine.tiers.end_write(writing, fault)
+    book = engine.tiers.tiers[HOST].book
+    num_slots = 50 - (fault is StorageFault.FOREIGN)
+    assert (writing.tier, book.num_slots, book.num_free) == (HOST, num_slots, num_slots)
+    assert engine.tiers.counts.faults == {(HOST, fault): 1}
+    assert not engine.tiers.counts.written_blocks
+    engine.tiers.check()
+
+
 def test_what_leaves_next_is_written_to_each_tier_once():
     engine = Engine()
     full(engine)
@@ -96,6 +130,7 @@ def test_what_leaves_next_is_written_to_each_tier_once():
         (DISK, 3),
     ], "tails first, as the pool evicts them"
     assert len(engine.tiers.tiers[HOST].book) == len(engine.tiers.tiers[DISK].book) == 10
+    assert engine.tiers.counts.written_blocks == {HOST: 10, DISK: 10}
     assert engine.write_all() == []
     engine.check()
 
@@ -192,6 +227,22 @@ def test_computing_is_chosen_where_it_is_cheaper():
     engine.tiers.learn(HOST, 5, 500.0)
     assert loaded(engine, prompt(1), token_s=1.0) is None
     assert loaded(engine, prompt(1), token_s=0.0) == 5, "before a step was measured"
+
+
+@pytest.mark.parametrize(("token_s", "is_loaded"), [(0.125, False), (0.126, True)])
+def test_what_takes_as_long_to_load_as_to_compute_is_computed(token_s, is_loaded):
+    """Five blocks of four tokens, half a second each."""
+    engine = stored()
+    engine.tiers.tiers[HOST].block_s = 0.5
+    assert (loaded(engine, prompt(1), token_s=token_s) is not None) is is_loaded
+
+
+def test_a_load_moves_what_a_block_takes_by_a_quarter_of_the_difference():
+    engine = Engine()
+    engine.tiers.tiers[HOST].block_s = 1.0
+    engine.tiers.learn(HOST, 2, 10.0)
+    assert engine.tiers.tiers[HOST].block_s == 2.0
+    assert engine.tiers.tiers[DISK].block_s == 0.001
 
 
 def test_a_load_behind_others_waits_for_them_and_so_may_cost_more_than_computing():

@@ -8,7 +8,7 @@ from core.block_hash import BlockHash
 from core.errors import InvariantViolation
 from core.stored_block import ChainDigest, StoredBlock
 from engine.scheduling.block_changes import BlockChanges
-from engine.scheduling.tier_book import TierBook
+from engine.scheduling.tier_book import DEEP_TOKENS, STALE_RANKS, TierBook, recompute_cost
 
 SIZE = 16
 
@@ -74,12 +74,33 @@ def test_of_one_prompt_the_tail_leaves_before_the_head():
     assert names(book, *chain) == [f"c{depth}" for depth in range(5)]
 
 
+def test_a_block_ranks_by_the_age_of_the_tier_and_by_its_cost_times_its_weight():
+    """The age is blocks written and used by slots; a block after so many tokens costs 2."""
+    deep = DEEP_TOKENS // SIZE
+    assert recompute_cost(0) == 1.0 and recompute_cost(DEEP_TOKENS) == 2.0
+    book = TierBook(4, SIZE)
+    first = book.find(held(book, "first", deep, chain=deep, weight=3.0))
+    assert first.rank == 0.25 + 3.0 * 2.0
+    second = book.find(held(book, "second", weight=0.5, chain=0))
+    assert second.rank == 0.5 + 0.5
+    book.use([first, second], 1.0)
+    assert (first.rank, first.weight, first.num_uses) == (1.0 + 3.0 * 2.0, 3.0, 2)
+    assert (second.rank, second.weight, second.num_uses) == (1.0 + 2.0, 1.0, 2), "as the last one"
+    book.use([second], 8.0)
+    assert (second.rank, second.weight) == (1.25 + 8.0, 8.0)
+    book.use([first], 1.0)
+    assert first.rank == 1.5 + 3.0 * 2.0
+
+
 def test_ranks_that_no_longer_count_are_swept():
     book = TierBook(4, SIZE)
     used = held(book, "used")
+    num_ranks = []
     for _ in range(1_000):
         book.use([book.find(used)], 1.0)
-    assert len(book._ranks) <= 10
+        num_ranks.append(len(book._ranks))
+    assert max(num_ranks) == STALE_RANKS * 2, "for the one block, and one more"
+    assert min(num_ranks) == 1
 
 
 def test_a_use_by_a_class_that_counts_less_takes_nothing_from_a_block():
@@ -131,6 +152,19 @@ def test_what_many_use_is_pinned_within_the_quota():
     book.check()
 
 
+def test_a_block_is_pinned_once_with_the_use_that_makes_it_due():
+    book = TierBook(4, SIZE, pin_uses=3, max_pinned=2)
+    entry = book.find(held(book, "a"))
+    num_pinned = []
+    for _ in range(3):
+        book.use([entry], 1.0)
+        num_pinned.append(book.num_pinned)
+    assert num_pinned == [0, 1, 1]
+    plain = TierBook(4, SIZE, max_pinned=2)
+    held(plain, "a", uses=100)
+    assert plain.num_pinned == 0
+
+
 def test_a_slot_is_kept_while_somebody_copies_out_of_it():
     book = TierBook(2, SIZE)
     a = held(book, "a")
@@ -145,6 +179,19 @@ def test_a_slot_is_kept_while_somebody_copies_out_of_it():
     book.release(entry)
     assert book.num_free == 1
     book.check()
+
+
+def test_a_slot_of_many_readers_comes_free_once_with_the_last_of_them():
+    book = TierBook(2, SIZE)
+    entry = book.find(held(book, "a"))
+    for _ in range(2):
+        book.hold(entry)
+    for _ in range(2):  # both found it damaged
+        book.drop(entry)
+    for num_free in (1, 2):
+        book.release(entry)
+        assert book.num_free == num_free
+        book.check()
 
 
 def test_nothing_is_admitted_while_every_slot_is_read():
@@ -212,6 +259,25 @@ def test_unbalanced_books_are_noticed():
     book = TierBook(2, SIZE)
     held(book, "a")
     book._free.append(book.find(block("a")).slot)
+    with pytest.raises(InvariantViolation, match="do not add up"):
+        book.check()
+
+
+@pytest.mark.parametrize("damage", ["slots", "one slot twice", "both", "free twice", "pinned"])
+def test_each_book_is_compared(damage):
+    book = TierBook(6, SIZE)
+    first, second = (book.find(held(book, name)) for name in "ab")
+    match damage:
+        case "slots":
+            book.num_slots += 1
+        case "one slot twice":
+            second.slot = first.slot
+        case "both":
+            second.slot = book._free[0]
+        case "free twice":
+            book._free[0] = book._free[1]
+        case "pinned":
+            book.num_pinned += 1
     with pytest.raises(InvariantViolation, match="do not add up"):
         book.check()
 

@@ -4,6 +4,7 @@ and a key opens what it is bound to."""
 import asyncio
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 from support.router_servers import RouterServers
@@ -16,6 +17,7 @@ from router.access import credentials
 from router.access.credentials import LOST_FILE_GRACE_S, RELOAD_S, Keyring, new_key
 from router.access.identities import ANYBODY, Identity, KeyRole
 from router.access.key_file import check_keys
+from router.tiers import Tiers
 from simulation.loop import run_virtual
 
 
@@ -31,6 +33,25 @@ def opens(ring, tenant, after_s=2 * RELOAD_S):
 def test_a_key_names_its_tenant_and_tier(ring):
     assert ring.identify(f"Bearer {ring.keys['acme']}") == Identity("acme", "interactive")
     assert ring.identify(f"bearer {ring.keys['bulk']}") == Identity("bulk", "batch")
+
+
+def test_keys_of_an_unknown_tier_open_in_the_default_one_and_are_told_at_each_reading(
+    ring, monkeypatch
+):
+    """A tier that goes from the config must not lock out those who pay for it."""
+    key, line = new_key("rich", "gold")
+    plain, other = new_key("plain", "default")
+    told = []
+    monkeypatch.setattr(events.LOGGER, "handle", lambda record: told.append(record))
+    ring.file.write_text(f"{line}\n{other}\n")
+    ring.now[0] += 2 * RELOAD_S
+    assert ring.identify(f"Bearer {key}") == Identity("rich", "standard")
+    assert ring.identify(f"Bearer {plain}") == Identity("plain", "standard")
+    Keyring(str(ring.file), lambda: 0.0, tiers=Tiers(default="batch"))
+    found = [r.fields for r in told if r.event == events.KEY_TIER_UNKNOWN.name]
+    facts = {"tier": "gold", "keys": 1}
+    assert found == [{**facts, "served_as": "standard"}, {**facts, "served_as": "batch"}]
+    assert ring.num_by_state() == {"valid": 2, "expired": 0, "refused": 0, "lost_file": 0}
 
 
 def wrong_headers(keys):
@@ -195,7 +216,8 @@ def test_a_key_ends_at_its_time(ring):
 
 
 def test_without_a_file_everybody_is_anybody():
-    assert Keyring("", time.monotonic).identify("") == ANYBODY
+    ring = Keyring("", time.monotonic, tiers=Tiers(default="batch"))
+    assert ring.identify("") == replace(ANYBODY, tier="batch")
 
 
 def test_an_open_address_needs_keys():
@@ -235,4 +257,4 @@ def test_no_key_may_pass_the_queue_as_the_routers_own_probe_does(tmp_path):
     line = new_key("acme", "standard")[1].replace(" standard", " canary")
     (tmp_path / "keys").write_text(line + "\n")
     with pytest.raises(ConfigError, match="line 1: tier canary"):
-        check_keys(str(tmp_path / "keys"))
+        check_keys(str(tmp_path / "keys"), ())

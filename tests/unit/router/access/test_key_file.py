@@ -9,6 +9,8 @@ from router.access.credentials import RELOAD_S, Keyring, new_key
 from router.access.identities import Identity, KeyRole
 from router.access.key_file import check_keys, parse_keys, parse_line
 
+TIERS = ("interactive", "standard", "batch")
+
 
 def test_of_two_lines_with_one_name_neither_opens(ring):
     ring.file.write_text(f"{ring.lines['acme']}\n{ring.lines['acme'].replace('acme', 'evil')}\n")
@@ -60,18 +62,27 @@ def test_a_broken_file_is_refused_at_start_with_its_line(tmp_path, line):
     file = tmp_path / "keys"
     file.write_text(f"# c\n{line}\n")
     with pytest.raises(ConfigError, match="line 2"):
-        check_keys(str(file))
+        check_keys(str(file), TIERS)
     ring = Keyring(str(file), time.monotonic)  # a router that comes back meanwhile serves the rest
     assert ring.num_by_state()["refused"] == 1
     with pytest.raises(ConfigError, match="cannot be read"):
-        check_keys(str(tmp_path / "none"))
+        check_keys(str(tmp_path / "none"), TIERS)
     with pytest.raises(ConfigError, match="cannot be read"):
         Keyring(str(tmp_path / "none"), time.monotonic)
 
 
 def test_a_file_that_anybody_may_write_is_refused_at_start(ring):
-    check_keys(str(ring.file))
+    check_keys(str(ring.file), TIERS)
     ring.file.chmod(0o602)
-    for refuse in (check_keys, lambda path: Keyring(path, time.monotonic)):
+    starts = (lambda path: check_keys(path, TIERS), lambda path: Keyring(path, time.monotonic))
+    for refuse in starts:
         with pytest.raises(ConfigError, match="every user of this machine"):
             refuse(str(ring.file))
+
+
+def test_keys_of_a_tier_that_the_config_has_not_are_refused_at_start_with_their_number(ring):
+    made = [new_key("acme", tier)[1] for tier in ("gold", "gold", "default")]
+    ring.file.write_text("".join(f"{line}\n" for line in made))
+    with pytest.raises(ConfigError, match="2 keys are of tier gold, and tiers has interactive, st"):
+        check_keys(str(ring.file), TIERS)
+    check_keys(str(ring.file), [*TIERS, "gold"])

@@ -76,6 +76,9 @@ class Service:
     def uptime_s(self):
         return 0.0
 
+    def check_open(self, identity):
+        pass
+
     async def make_requests(self, wishes):
         self.made += [await self._maker.make(wish) for wish in wishes]
         return self.made[-len(wishes) :]

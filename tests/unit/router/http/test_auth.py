@@ -5,7 +5,7 @@ from starlette.responses import PlainTextResponse
 from starlette.testclient import TestClient
 
 from router.access.bad_keys import BadKeys
-from router.http.auth import Guard
+from router.http.auth import HttpGuard
 
 SPELLINGS = [
     "/",
@@ -50,7 +50,7 @@ def client(ring):
     bad_keys = BadKeys(lambda: ring.now[0])
     bad_keys.delay_s = lambda address: 0.0
     ring.ended = []
-    return TestClient(Guard(app, ring, bad_keys, ring.ended.append)), ring
+    return TestClient(HttpGuard(app, ring, bad_keys, ring.ended.append)), ring
 
 
 @pytest.mark.parametrize("path", SPELLINGS)

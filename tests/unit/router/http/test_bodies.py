@@ -27,6 +27,23 @@ def test_bodies_name_the_field_that_is_wrong():
         assert caught.value.field == field, (field, caught.value)
 
 
+def test_no_words_of_the_validator_reach_a_client():
+    """Each field with each kind of wrong value."""
+    found = []
+    for kind in (ChatBody, CompletionBody):
+        for name in kind.model_fields:
+            for value in ("x", "", -1, 10**30, 0.5, True, [], ["x"], [1], {}, {"x": 1}):
+                body = {"messages": [], "prompt": "x", name: value}
+                try:
+                    parse_body(kind, body)
+                except InvalidRequest as error:
+                    found.append(error.message)
+    assert len(found) > 100
+    for foreign in ("Input", "input_", "pydantic", "type=", "Field required", "valid "):
+        assert not [text for text in found if foreign in text]
+    assert "temperature must be a number" in found and "n must be a whole number" in found
+
+
 def test_conversations_are_checked():
     def chat(**fields):
         body = parse_body(ChatBody, {"messages": [{"role": "user", "content": "x"}], **fields})

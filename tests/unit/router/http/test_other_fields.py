@@ -16,8 +16,8 @@ def test_unknown_harmless_refused_and_renamed_fields():
             parse_body(CompletionBody, {"prompt": "x", **fields}), is_strict=is_strict
         )
 
-    free = {"store": True, "service_tier": "flex", "verbosity": "low"}
-    assert sort(user="me", flavour=1, guided_json=None, **free) == ["flavour"]
+    free = {"store": True, "user": "u", "verbosity": "low"}
+    assert sort(flavour=1, guided_json=None, **free) == ["flavour"]
     for fields in ({"suffix": "x"}, {"guided_json": {}}, {"tools": [1]}, {"background": True}):
         with pytest.raises(InvalidRequest, match=next(iter(fields))):
             sort(**fields)

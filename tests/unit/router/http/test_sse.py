@@ -52,6 +52,14 @@ async def test_an_error_before_the_first_event_keeps_its_status_and_later_it_is_
     )
 
 
+async def test_a_request_that_waits_for_its_permit_gets_no_comment_and_its_refusal_a_status():
+    group = Group([], [], [RequestEnded(Usage(2), Overloaded("full"))])
+    group.is_admitted = False
+    sent = await send_all(group)
+    assert [m["type"] for m in sent] == ["http.response.start", "http.response.body"]
+    assert sent[0]["status"] == 503 and b"full" in sent[1]["body"]
+
+
 async def test_a_client_that_leaves_ends_both_kinds_of_reply():
     async def leaves():
         return {"type": "http.disconnect"}

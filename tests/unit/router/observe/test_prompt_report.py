@@ -64,7 +64,7 @@ async def test_holders_are_shown_by_tier_with_what_is_on_its_way_and_the_choice(
             "role": "prefill",
             "leading_blocks": 0,
             "leading_tokens": 0,
-            "tiers": {},
+            "storage": {},
             "expected_blocks": 10,
         },
         {
@@ -72,7 +72,7 @@ async def test_holders_are_shown_by_tier_with_what_is_on_its_way_and_the_choice(
             "role": "prefill",
             "leading_blocks": 6,
             "leading_tokens": 96,
-            "tiers": {"pool": 4, "disk": 2},
+            "storage": {"pool": 4, "disk": 2},
             "expected_blocks": 0,
         },
     ]

@@ -10,8 +10,9 @@ DESCRIPTOR = WorkerDescriptor("w", Role.PREFILL, 1, "a", "b", "m", "digest", 16,
 
 def test_a_report_is_not_counted_beside_the_prompts_that_it_counts():
     load = WorkerLoad(DESCRIPTOR)
+    assert load.candidate.head_tokens == 0
     load.add("r1", 500, 1.0)
-    load.report(Load(waiting_tokens=700))
+    load.report(Load(waiting_tokens=700), 1.0)
     assert load.candidate.queued_tokens == 700, "500 of this router, 200 of others"
     load.add("r2", 100, 2.0)
     assert load.candidate.queued_tokens == 800
@@ -24,18 +25,18 @@ def test_a_report_is_not_counted_beside_the_prompts_that_it_counts():
 
 def test_what_has_ended_since_a_report_runs_no_more_and_what_was_sent_runs_at_once():
     load = WorkerLoad(DESCRIPTOR)
-    load.add("r1", 500)
+    load.add("r1", 500, 0.0)
     assert load.candidate.num_running == 1
-    load.report(Load(num_running=3, num_waiting=1))
+    load.report(Load(num_running=3, num_waiting=1), 0.0)
     assert load.candidate.num_running == 4, "this router's, and three of others"
-    load.remove("r1")
+    load.remove("r1", 0.0)
     assert load.candidate.num_running == 3, "before the next report"
-    load.report(Load(num_running=3, num_waiting=1))
+    load.report(Load(num_running=3, num_waiting=1), 0.0)
     assert load.candidate.num_running == 4
-    load.add("r2", 500)
-    load.add("r3", 500)
+    load.add("r2", 500, 0.0)
+    load.add("r3", 500, 0.0)
     assert load.candidate.num_running == 6
-    load.report(Load(num_running=1))
+    load.report(Load(num_running=1), 0.0)
     assert load.candidate.num_running == 2, "one of them has not reached it yet"
     load.clear()
     assert load.candidate.num_running == 1

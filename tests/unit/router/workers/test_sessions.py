@@ -293,3 +293,12 @@ def test_so_many_pairs_that_do_not_fit_are_remembered(monkeypatch):
         return sessions.incompatible_pairs
 
     assert run_virtual(main()) == {(2, 1), (3, 1)}
+
+
+def test_a_worker_that_left_since_it_was_placed_is_lost():
+    async def main():
+        sessions = WorkerSessions(StaticMembership(), None, "router", LoopClock())
+        with pytest.raises(WorkerLost, match="w is gone"):
+            sessions.get(WORKER)
+
+    run_virtual(main())

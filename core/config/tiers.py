@@ -1,0 +1,135 @@
+"""Tiers: classes of requests that differ in how long they may wait and how much they may take.
+
+Owns the settings of a tier, the tiers that every cluster has, and what in them contradicts itself
+or the limits of a router. Does not know who is in a tier.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from core.config.node import Node, Seconds
+from core.config.pools import ModelConfig
+from core.config.router import RouterConfig
+from core.types import CANARY_TIER, DEFAULT_TIER
+
+MAX_TIERS = 16
+"""Each is a label of several metrics."""
+RESERVED = ("auto", DEFAULT_TIER, CANARY_TIER)
+_NAME = re.compile(r"[a-z][a-z0-9_-]{0,31}")
+Weight = Annotated[float, Field(gt=0, le=1000)]
+
+
+class TierConfig(Node):
+    """One tier; limits are those of each router."""
+
+    delay_s: float = Field(
+        0.0,
+        ge=0,
+        le=86_400,
+        description="its requests count as come so much later than they did: the tier with the "
+        "least goes first, and whoever has waited as long as his delay stands level with a "
+        "newcomer that has none",
+    )
+    max_running_share: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="most of router.max_running that it may take; always one permit at least",
+    )
+    max_queued: int | None = Field(
+        None, ge=0, description="its requests that may wait for a permit; none: router.max_queued"
+    )
+    max_queued_tokens: int | None = Field(
+        None, ge=1, description="prompt tokens of them all; none: router.max_queued_tokens"
+    )
+    queue_wait_s: Seconds | None = Field(
+        None, description="longest wait for a permit; none: router.queue_wait_s"
+    )
+    max_prompt_tokens: int = Field(
+        0, ge=0, description="longest prompt (tokens); 0: what the model takes"
+    )
+    tenant_weights: dict[str, Weight] = Field(
+        default_factory=dict,
+        description="by tenant: turns at its permits for each turn of a tenant that is not named",
+    )
+    cache_weight: Weight = Field(
+        1.0,
+        description="how much longer than others' its blocks stay in the storage tiers of "
+        "prefix_cache",
+    )
+
+
+BUILT_IN: Mapping[str, Mapping[str, float]] = {
+    "interactive": {},
+    "standard": {"delay_s": 5.0},
+    "batch": {"delay_s": 120.0, "max_running_share": 0.75},
+}
+"""What the tiers that every cluster has differ in."""
+
+
+def default_tiers() -> dict[str, TierConfig]:
+    """Make the tiers of a config that says nothing of them."""
+    return {name: TierConfig.model_validate(given) for name, given in BUILT_IN.items()}
+
+
+def with_built_in(given: Any) -> Any:  # noqa: ANN401 - whatever somebody wrote
+    """Add the tiers and settings that are there without being given."""
+    # Pydantic refuses what is no mapping, in words that name the group.
+    if not isinstance(given, dict):
+        return given
+    tiers: dict[Any, Any] = {**BUILT_IN, **given}
+    for name, own in BUILT_IN.items():
+        if isinstance(tiers[name], dict):
+            tiers[name] = {**own, **tiers[name]}
+    return tiers
+
+
+def check_tiers(
+    tiers: Mapping[str, TierConfig], default: str, router: RouterConfig, model: ModelConfig
+) -> None:
+    """Refuse tiers that cannot be meant.
+
+    Raises:
+        ValueError: Names the setting, its value and what would fit.
+    """
+    if len(tiers) > MAX_TIERS:
+        raise ValueError(
+            f"tiers has {len(tiers)} entries, the limit is {MAX_TIERS}: each is a label of metrics"
+        )
+    if default not in tiers:
+        raise ValueError(f"default_tier is {default[:40]!r}, must be one of {', '.join(tiers)}")
+    for name, tier in tiers.items():
+        if not _NAME.fullmatch(name) or name in RESERVED:
+            raise ValueError(
+                f"tiers has the name {name[:40]!r}; use 1 to 32 lower-case letters, digits, dashes "
+                f"or underscores, a letter first, and none of {', '.join(RESERVED)}"
+            )
+        _check_limits(f"tiers.{name}", tier, router, model)
+
+
+def _check_limits(name: str, tier: TierConfig, router: RouterConfig, model: ModelConfig) -> None:
+    bounds = {
+        "max_queued": ("router.max_queued", router.max_queued),
+        "max_queued_tokens": ("router.max_queued_tokens", router.max_queued_tokens),
+        "queue_wait_s": ("router.deadline_s", router.deadline_s),
+    }
+    if model.max_model_len:
+        bounds["max_prompt_tokens"] = ("model.max_model_len", model.max_model_len)
+    for field, (bound, limit) in bounds.items():
+        value = getattr(tier, field)
+        if value is not None and value > limit:
+            raise ValueError(
+                f"{name}.{field} is {value:.10g}, which {bound} = {limit:.10g} lets nobody "
+                "reach; lower the one or raise the other"
+            )
+    if tier.max_queued_tokens is not None and tier.max_prompt_tokens > tier.max_queued_tokens:
+        raise ValueError(
+            f"{name}.max_prompt_tokens is {tier.max_prompt_tokens} and max_queued_tokens "
+            f"{tier.max_queued_tokens}: such a prompt could never wait; raise the second or lower "
+            "the first"
+        )

@@ -1,0 +1,148 @@
+"""Requests that wait for permits: one queue for each tier, and one order among them.
+
+Owns who goes next, and who must leave when there is no room. Does not know permits or clocks.
+
+The order is that of the workers (`engine.scheduling.order`): a request is due when it came, later
+by the delay of its tier. So a newcomer of a higher tier goes before all those of a lower one that
+have not waited as long as their delay; who has is level with it. A tier's turn is that of the one
+which has waited longest in it; who gets it is a matter of its tenants' turns.
+
+Room is limited for each tier and for all together. What does not fit takes places of lower tiers,
+the lowest first; in its own tier, that of a tenant with more waiters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from core.config import TierConfig
+from router.fair_queue import FairQueue
+
+
+@dataclass(eq=False, slots=True)
+class Waiter:
+    """A request that waits for its permits."""
+
+    tier: str
+    tenant: str
+    num_permits: int
+    num_tokens: int
+    joined_at: float
+    """When it came (monotonic seconds)."""
+
+
+AnyWaiter = TypeVar("AnyWaiter", bound=Waiter)
+
+
+class TierQueue(Generic[AnyWaiter]):
+    """Those of one tier."""
+
+    def __init__(self, tier: TierConfig, max_queued: int, max_queued_tokens: int) -> None:
+        """Start empty; the limits are those of all tiers, which the tier may lower."""
+        own = tier.max_queued
+        tokens = tier.max_queued_tokens
+        self.delay_s = tier.delay_s
+        self.max_queued = max_queued if own is None else own
+        self.max_queued_tokens = max_queued_tokens if tokens is None else tokens
+        self.num_tokens = 0
+        self.line: FairQueue[AnyWaiter] = FairQueue(self.max_queued, tier.tenant_weights)
+
+    @property
+    def due_at(self) -> float:
+        """When its oldest waiter is due; it must have one."""
+        oldest = self.line.oldest
+        return float("inf") if oldest is None else oldest.joined_at + self.delay_s
+
+
+class TierQueues(Generic[AnyWaiter]):
+    """Those of all tiers."""
+
+    def __init__(
+        self, tiers: Mapping[str, TierConfig], max_queued: int, max_queued_tokens: int
+    ) -> None:
+        """Start empty; the limits are those of all tiers together."""
+        self._max_queued = max_queued
+        self._max_queued_tokens = max_queued_tokens
+        self.by_tier: dict[str, TierQueue[AnyWaiter]] = {
+            name: TierQueue(tier, max_queued, max_queued_tokens) for name, tier in tiers.items()
+        }
+
+    def __len__(self) -> int:
+        """Waiters of all tiers."""
+        return sum(len(queue.line) for queue in self.by_tier.values())
+
+    @property
+    def num_tokens(self) -> int:
+        """Prompt tokens of all waiters."""
+        return sum(queue.num_tokens for queue in self.by_tier.values())
+
+    def in_turn(self) -> Iterator[TierQueue[AnyWaiter]]:
+        """List the tiers in which somebody waits, that which is due first, first."""
+        waiting = (queue for queue in self.by_tier.values() if queue.line)
+        return iter(sorted(waiting, key=lambda queue: queue.due_at))
+
+    # --- room -------------------------------------------------------------------------------------
+
+    def has_place_for(self, tier: str, tenant: str) -> bool:
+        """True if a newcomer could wait now, perhaps in another's place."""
+        queue = self.by_tier[tier]
+        if queue.line.is_full or len(self) < self._max_queued:
+            return queue.line.has_room_for(tenant)
+        return any(one.line for one in self._below(queue)) or queue.line.may_replace(tenant)
+
+    def token_limit(self, tier: str, num_tokens: int) -> tuple[int, int] | None:
+        """Look for the limit that so many more prompt tokens would pass.
+
+        Returns:
+            Tokens that wait and would not leave for it, and the limit; None: there is room.
+        """
+        queue = self.by_tier[tier]
+        kept = self.num_tokens - sum(one.num_tokens for one in self._below(queue))
+        limits = (
+            (queue.num_tokens, queue.max_queued_tokens),
+            (kept, self._max_queued_tokens),
+        )
+        return next((pair for pair in limits if pair[0] + num_tokens > pair[1]), None)
+
+    def join(self, waiter: AnyWaiter) -> list[AnyWaiter]:
+        """Let a request wait, for which there are a place and room for its tokens.
+
+        Returns:
+            Those that have left their places to it.
+        """
+        queue = self.by_tier[waiter.tier]
+        lower = self._below(queue)
+        left: list[AnyWaiter] = []
+        while self.num_tokens + waiter.num_tokens > self._max_queued_tokens:
+            left.append(self._drop(next(one for one in lower if one.line)))
+        if queue.line.is_full:
+            left.append(self._drop(queue))
+        elif len(self) >= self._max_queued:
+            left.append(self._drop(next((one for one in lower if one.line), queue)))
+        queue.line.join(waiter.tenant, waiter)
+        queue.num_tokens += waiter.num_tokens
+        return left
+
+    def leave(self, waiter: AnyWaiter) -> None:
+        """Take a request out, if it waits."""
+        queue = self.by_tier[waiter.tier]
+        if queue.line.leave(waiter.tenant, waiter):
+            queue.num_tokens -= waiter.num_tokens
+
+    def take(self, queue: TierQueue[AnyWaiter]) -> None:
+        """Take out the next of a tier: its tenant has had its turn."""
+        waiter = queue.line.take()
+        if waiter is not None:
+            queue.num_tokens -= waiter.num_tokens
+
+    def _below(self, queue: TierQueue[AnyWaiter]) -> list[TierQueue[AnyWaiter]]:
+        """List the tiers that make room for this one, the lowest first."""
+        lower = (one for one in self.by_tier.values() if one.delay_s > queue.delay_s)
+        return sorted(lower, key=lambda one: -one.delay_s)
+
+    def _drop(self, queue: TierQueue[AnyWaiter]) -> AnyWaiter:
+        dropped = queue.line.drop_newest()
+        queue.num_tokens -= dropped.num_tokens
+        return dropped

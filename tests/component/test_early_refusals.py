@@ -1,0 +1,192 @@
+"""A full router refuses before it reads: at both servers, counted once, whatever the body.
+
+Owns real servers on real sockets, and the count of what of a body reached the application.
+"""
+
+import asyncio
+import contextlib
+import json
+
+import grpc
+import grpc.aio
+import pytest
+from support.http_server import HttpFixture, read_all, status
+from support.router_servers import RouterServers, counted, log_lines
+
+from core.types import GenerateRequest, SamplingParams
+from protos.baton.v1 import generation_pb2 as pb
+from router.grpc.incoming import IncomingMessages
+
+MANY_BYTES = (4 << 20) - 1024
+"""Nearly as long as a body or message may be."""
+RUNNING = GenerateRequest("r", "m", (1,), SamplingParams(), 1, 0.0)
+PATHS = ["/v1/completions", "/v1/chat/completions"]
+METHODS = ["Generate", "GenerateStream", "Chat"]
+CODE = "server_overloaded"
+
+
+class CountingApp:
+    """The HTTP application; counts the bytes of bodies that it takes."""
+
+    def __init__(self, app):
+        self.app, self.num_bytes, self.num_reads = app, 0, 0
+
+    async def __call__(self, scope, receive, send):
+        async def counting():
+            self.num_reads += 1
+            message = await receive()
+            self.num_bytes += len(message.get("body", b""))
+            return message
+
+        await self.app(scope, counting, send)
+
+
+@pytest.fixture
+async def servers(tmp_path):
+    """Servers with one permit, and no place in the queue."""
+    async with RouterServers(tmp_path, max_running=1, max_queued=0).opened() as servers:
+        async with asyncio.timeout(60):
+            yield servers
+
+
+def full(servers):
+    """Hold the only permit."""
+    return servers.service._admission.permit(RUNNING)
+
+
+def head(servers, path, num_bytes, more=""):
+    return (
+        f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n{more}"
+        f"authorization: Bearer {servers.keys['acme']}\r\ncontent-length: {num_bytes}\r\n\r\n"
+    ).encode()
+
+
+def code_of(reply):
+    return json.loads(reply[reply.index(b"{") :])["error"]["code"]
+
+
+@pytest.mark.parametrize("path", PATHS)
+async def test_a_full_router_refuses_before_it_reads_a_long_body(servers, path):
+    app = CountingApp(servers.app)
+    async with HttpFixture(app=app) as server:
+        with log_lines() as lines:
+            async with full(servers):
+                reader, writer = await server.connect()
+                writer.write(head(servers, path, MANY_BYTES) + b"{")
+                # The rest is not sent: who waits for it would not answer, and does not stay.
+                reply = await read_all(reader)
+                writer.close()
+        assert (app.num_reads, app.num_bytes) == (0, 0)
+        assert status(reply) == 503 and code_of(reply) == CODE
+        assert b"retry-after: 1\r\n" in reply.lower()
+        (line,) = lines
+        assert (line["event"], line["outcome"], line["route"]) == ("refusal", CODE, path)
+        assert counted(servers, "baton_refusals_total", door="http", code=CODE) == 1
+        assert counted(servers, "baton_requests_total", outcome="rejected") == 1
+        # The same body is read where there is room for its request.
+        last = head(servers, path, MANY_BYTES, "connection: close\r\n")
+        await server.say(last + b" " * MANY_BYTES)
+        assert app.num_bytes == MANY_BYTES
+
+
+async def test_a_connection_goes_on_behind_a_body_that_was_not_read(servers):
+    body = b'{"prompt": "abc"}'
+    async with HttpFixture(app=servers.app) as server, full(servers):
+        reader, writer = await server.connect()
+        for _ in range(2):
+            writer.write(head(servers, PATHS[0], len(body)) + body)
+            reply = await reader.readuntil(b"}}")
+            assert status(reply) == 503
+        writer.close()
+
+
+async def test_what_needs_no_permit_is_answered_by_a_full_router(servers):
+    async with full(servers), servers.web("acme") as http:
+        assert (await http.get("/v1/models")).status_code == 200
+        assert (await http.post("/tokenize", json={"prompt": "abc"})).status_code == 200
+        assert (await http.get(PATHS[0])).status_code == 405
+        assert (await servers.call("Tokenize", pb.TokenizeRequest(text="a"), "acme")).token_ids
+
+
+async def test_who_may_not_ask_gets_the_same_answer_from_a_full_router(servers):
+    async with full(servers):
+        for path in PATHS:
+            async with servers.web("scraper") as http:
+                reply = await http.post(path, json={"prompt": "abc"})
+                assert reply.json()["error"]["code"] == "permission_denied"
+            async with servers.web() as http:
+                reply = await http.post(path, json={"prompt": "abc"})
+                assert reply.json()["error"]["code"] == "invalid_api_key"
+        for method in METHODS:
+            assert (await end_of(servers, method, "scraper")).code().name == "PERMISSION_DENIED"
+
+
+async def end_of(servers, method, name="acme"):
+    """The error of a call with a long message."""
+    message = pb.GenerateRequest(text="a" * MANY_BYTES)
+    if method == "Chat":
+        message = pb.ChatRequest(messages=[pb.ChatMessage(role="user", content="a" * MANY_BYTES)])
+    call = servers.call(method, message, name)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await (call.read() if hasattr(call, "read") else call)
+    return caught.value
+
+
+@pytest.mark.parametrize("method", METHODS)
+async def test_a_full_router_refuses_before_it_reads_a_long_message(servers, method, monkeypatch):
+    sizes, read = [], IncomingMessages.read
+
+    async def counting(self, context):
+        message = await read(self, context)
+        sizes.append(len(message))
+        return message
+
+    monkeypatch.setattr(IncomingMessages, "read", counting)
+    with log_lines() as lines:
+        async with full(servers):
+            error = await end_of(servers, method)
+        while not lines:  # the server's task may end after its client has the answer
+            await asyncio.sleep(0.01)
+    assert sizes == [] and error.code().name == "UNAVAILABLE"
+    (line,) = lines
+    assert (line["event"], line["outcome"]) == ("refusal", CODE)
+    assert line["route"] == f"/baton.v1.Generation/{method}"
+    assert counted(servers, "baton_refusals_total", door="grpc", code=CODE) == 1
+    assert counted(servers, "baton_requests_total", outcome="rejected") == 1
+    # The same message is read where there is room for its request.
+    await end_of(servers, method)
+    assert len(sizes) == 1 and sizes[0] > MANY_BYTES
+
+
+async def test_a_router_that_shuts_down_reads_nothing_more(servers):
+    servers.service._admission.is_draining = True
+    app = CountingApp(servers.app)
+    async with HttpFixture(app=app) as server:
+        reader, writer = await server.connect()
+        writer.write(head(servers, PATHS[0], MANY_BYTES) + b"{")
+        reply = await read_all(reader)
+        writer.close()
+    assert code_of(reply) == "draining" and app.num_reads == 0
+    assert counted(servers, "baton_requests_total", outcome="failed") == 1
+    error = await end_of(servers, "Generate")
+    assert error.code().name == "UNAVAILABLE"
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(5):
+            while counted(servers, "baton_requests_total", outcome="failed") < 2:
+                await asyncio.sleep(0.01)
+    assert counted(servers, "baton_requests_total", outcome="failed") == 2
+    assert counted(servers, "baton_requests_total", outcome="rejected") == 0
+
+
+async def test_a_caller_is_refused_early_only_where_no_tier_open_to_it_has_room(tmp_path):
+    tiers = {"interactive": {"max_queued": 0}, "standard": {"max_queued": 0}}
+    for tier, last in (("interactive", {"max_queued": 0}), ("standard", {})):
+        made = RouterServers(tmp_path, max_running=1, tier=tier, tiers={**tiers, "batch": last})
+        async with asyncio.timeout(60), made.opened() as servers, full(servers):
+            # Long, so that a refusal before it is read can be seen.
+            body = json.dumps({"prompt": "abc" * 100_000, "service_tier": "interactive"})
+            async with servers.web("acme") as http:
+                reply = await http.post(PATHS[0], content=body)
+            found = reply.status_code, reply.json()["error"]["code"]
+            # A standard key could wait as batch: its body is read, and asks for too much.
+            assert found == ((503, CODE) if tier == "interactive" else (403, "permission_denied"))

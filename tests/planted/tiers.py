@@ -1,0 +1,152 @@
+"""Bugs of tiers: who gets which, who goes next, who makes room."""
+
+from planted.bug import Bug
+
+CHOICE = "tests/unit/router/test_tiers.py::"
+SERVERS = "tests/component/test_tiers.py::"
+
+QUEUES = "tests/unit/router/test_tier_queues.py::"
+ADMISSION = "tests/unit/router/test_admission.py::"
+ENGINE = "tests/unit/engine/scheduling/test_scheduler_tiers.py::"
+CLUSTER = "tests/simulation/test_tier_rules.py::"
+TENANTS = "tests/unit/router/test_fair_queue.py::"
+
+BUGS = [
+    Bug(
+        "whoever asks for a tier gets it",
+        "router/tiers.py",
+        "        if tier not in able:\n",
+        "        if False:\n",
+        SERVERS + "test_a_tier_that_a_key_may_not_have_is_refused_by_name",
+    ),
+    Bug(
+        "a tier of equal delay counts as higher",
+        "router/tiers.py",
+        "if self._delay_s(name) >= own_s]",
+        "if self._delay_s(name) > own_s or name == identity.tier]",
+        CHOICE + "test_a_key_may_step_back_or_aside_and_not_ahead",
+    ),
+    Bug(
+        "a header goes before the body without a word",
+        "router/tiers.py",
+        "if asked and in_header and asked != in_header:",
+        "if False:",
+        CHOICE + "test_field_and_header_may_say_the_same_and_not_two_things",
+    ),
+    Bug(
+        "the tier's limit counts for no prompt",
+        "router/request_limits.py",
+        "if limit_tokens and len(token_ids) > limit_tokens:",
+        "if False:",
+        "tests/unit/router/test_request_builder.py"
+        "::test_a_tier_limits_its_prompts_and_what_fits_is_cut_to_that",
+    ),
+    Bug(
+        "a key of an unknown tier has a tier that is none",
+        "router/access/credentials.py",
+        "tier=self._tiers.of_key(entry.identity.tier))",
+        "tier=entry.identity.tier)",
+        "tests/unit/router/access/test_credentials.py"
+        "::test_keys_of_an_unknown_tier_open_in_the_default_one_and_are_told_at_each_reading",
+    ),
+    Bug(
+        "tiers wait in one line, first come, first served",
+        "router/tier_queues.py",
+        "oldest.joined_at + self.delay_s",
+        "oldest.joined_at",
+        ADMISSION + "test_a_newcomer_of_a_higher_tier_goes_first_until_the_others_have_waited"
+        "_their_delay",
+    ),
+    Bug(
+        "a tier that has waited its delay still stands back",
+        "router/tier_queues.py",
+        "oldest.joined_at + self.delay_s",
+        "1e6 * self.delay_s + oldest.joined_at",
+        ADMISSION + "test_a_newcomer_of_a_higher_tier_goes_first_until_the_others_have_waited"
+        "_their_delay",
+    ),
+    Bug(
+        "not the lowest tier makes room",
+        "router/tier_queues.py",
+        "key=lambda one: -one.delay_s",
+        "key=lambda one: one.delay_s",
+        QUEUES + "test_the_lowest_tier_makes_room_first_and_there_the_newest_of_the_busiest_tenant",
+    ),
+    Bug(
+        "a burst takes every permit",
+        "router/admission.py",
+        "return max(1, int(self._max_running * self._tiers[tier].max_running_share))",
+        "return self._max_running",
+        SERVERS + "test_a_burst_of_batch_requests_leaves_permits_for_others_at_both_servers",
+    ),
+    Bug(
+        "a tier that may take all permits is passed while it lacks some",
+        "router/admission.py",
+        "return share == self._max_running or self._num_running[tier] + num_permits <= share",
+        "return self._num_running[tier] + num_permits <= share",
+        ADMISSION + "test_a_large_request_is_not_passed_by_those_that_are_due_after_it",
+    ),
+    Bug(
+        "weights of tenants count for nothing",
+        "router/fair_queue.py",
+        "return max(1, round(TURN / self._weights.get(tenant, 1.0)))",
+        "return TURN",
+        ADMISSION + "test_within_a_tier_tenants_take_turns_by_their_weights",
+    ),
+    Bug(
+        "who comes back has its turn at once",
+        "router/fair_queue.py",
+        "_Tenant(turn, self._served_mark + turn)",
+        "_Tenant(turn, self._served_mark)",
+        TENANTS + "test_turns_follow_weights_and_coming_back_gains_none",
+    ),
+    Bug(
+        "workers know no tiers",
+        "worker/worker.py",
+        "{name: tier.delay_s for name, tier in components.tiers.items()}",
+        "{}",
+        CLUSTER + "test_a_chat_beside_a_hundred_long_batch_prompts_is_served_before_them",
+    ),
+    Bug(
+        "a lower tier has half of the budget beside a giant of a higher one",
+        "engine/scheduling/step_planner.py",
+        "if s.delay_s <= giant.delay_s or s.due[0] <= step.now_s]",
+        "]",
+        ENGINE + "test_a_prompt_under_way_holds_nothing_of_the_next_step_from_a_higher_tier",
+    ),
+    Bug(
+        "a lower tier that has waited its delay still gets what is left",
+        "engine/scheduling/step_planner.py",
+        "if s.delay_s <= giant.delay_s or s.due[0] <= step.now_s]",
+        "if s.delay_s <= giant.delay_s]",
+        ENGINE + "test_who_has_waited_its_delay_stands_level",
+    ),
+    Bug(
+        "a lower tier keeps its blocks and places",
+        "engine/scheduling/scheduler.py",
+        "            self.blocks.give_way()\n",
+        "",
+        ENGINE + "test_a_place_is_given_up_within_a_step",
+    ),
+    Bug(
+        "what has waited its delay is taken from",
+        "engine/scheduling/sequence.py",
+        "return self.delay_s > other.delay_s and self.due > other.due",
+        "return self.delay_s > other.delay_s",
+        ENGINE + "test_nothing_is_taken_from_the_own_tier_from_those_that_are_due_or_in_vain",
+    ),
+    Bug(
+        "blocks are taken in vain",
+        "engine/scheduling/block_supply.py",
+        "if num_needed > self._pool.num_available + sum(map(_num_held, lower)):",
+        "if False:",
+        ENGINE + "test_nothing_is_taken_from_the_own_tier_from_those_that_are_due_or_in_vain",
+    ),
+    Bug(
+        "announcements of a lower tier count against a higher one",
+        "engine/scheduling/queues.py",
+        "self.announced.num_before(first) >= MAX_UNANSWERED",
+        "len(self.announced) >= MAX_UNANSWERED",
+        ENGINE + "test_unanswered_announcements_of_a_lower_tier_hold_up_no_higher_one",
+    ),
+]

@@ -1,0 +1,151 @@
+"""Who goes next among tiers, and who makes room for whom; against a plain model."""
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from core.config import TierConfig
+from router.tier_queues import TierQueues, Waiter
+
+TIERS = {
+    "high": TierConfig(),
+    "middle": TierConfig(delay_s=10.0),
+    "low": TierConfig(delay_s=100.0, max_queued=4, max_queued_tokens=400),
+}
+
+
+def queues(max_queued=6, max_queued_tokens=1000, **tiers):
+    return TierQueues({**TIERS, **tiers}, max_queued, max_queued_tokens)
+
+
+def waiter(tier, at=0.0, tenant="t", tokens=1):
+    return Waiter(tier, tenant, 1, tokens, at)
+
+
+def joined(line, *args, **fields):
+    """Join if there is room; returns the waiter and those that left for it."""
+    new = waiter(*args, **fields)
+    if line.token_limit(new.tier, new.num_tokens) is not None:
+        return new, [new]
+    if not line.has_place_for(new.tier, new.tenant):
+        return new, [new]
+    return new, line.join(new)
+
+
+def taken(line):
+    out = []
+    while (queue := next(line.in_turn(), None)) is not None:
+        out.append(queue.line.peek())
+        line.take(queue)
+    return out
+
+
+def test_a_newcomer_of_a_higher_tier_goes_first_until_the_others_have_waited_their_delay():
+    line = queues()
+    old = joined(line, "low", 0.0)[0]
+    middle = joined(line, "middle", 85.0)[0]
+    before = joined(line, "high", 94.0)[0]
+    after = joined(line, "high", 101.0)[0]
+    assert taken(line) == [before, middle, old, after]
+
+
+def test_the_lowest_tier_makes_room_first_and_there_the_newest_of_the_busiest_tenant():
+    line = queues()
+    for at, (tier, tenant) in enumerate(
+        [("low", "a"), ("low", "b"), ("low", "b"), ("middle", "c"), ("middle", "c"), ("high", "d")]
+    ):
+        joined(line, tier, float(at), tenant)
+    left = [joined(line, "high", 9.0, "e")[1][0] for _ in range(5)]
+    assert [(one.tier, one.tenant, one.joined_at) for one in left] == [
+        ("low", "b", 2.0),
+        ("low", "a", 0.0),
+        ("low", "b", 1.0),
+        ("middle", "c", 4.0),
+        ("middle", "c", 3.0),
+    ]
+    new, lost = joined(line, "low", 10.0)
+    assert lost == [new], "nobody is lower"
+    new, lost = joined(line, "high", 11.0, "d")
+    assert [one.tenant for one in lost] == ["e"], "in its own tier, who has more makes room"
+    assert len(line) == 6
+
+
+def test_a_tier_that_is_full_by_itself_takes_no_place_of_others():
+    line = queues(max_queued=9)
+    for at in range(4):
+        joined(line, "low", float(at), "a")
+    high = joined(line, "high", 5.0)[0]
+    new, lost = joined(line, "low", 6.0, "a")
+    assert lost == [new]
+    assert joined(line, "low", 7.0, "b")[1][0].joined_at == 3.0
+    assert len(line) == 5 and high in taken(line)
+
+
+def test_limits_of_tokens_are_reached_and_not_passed():
+    line = queues(max_queued_tokens=500)
+    assert [line.token_limit("high", n) for n in (500, 501)] == [None, (0, 500)]
+    assert [line.token_limit("low", n) for n in (400, 401)] == [None, (0, 400)]
+    low, left = joined(line, "low", tokens=400)
+    assert left == [] and line.token_limit("low", 1) == (400, 400)
+    assert joined(line, "high", 1.0, tokens=100)[1] == [], "all fit"
+    assert joined(line, "high", 2.0, tokens=1)[1] == [low] and line.num_tokens == 101
+    line.leave(low)
+    assert line.num_tokens == 101, "it had left"
+    assert len(taken(line)) == 2 and line.num_tokens == 0
+
+
+def test_a_place_is_there_until_all_are_taken_and_then_in_lower_tiers_or_where_more_wait():
+    line = queues(max_queued=2)
+    joined(line, "middle", 0.0, "a")
+    assert line.has_place_for("middle", "a")
+    joined(line, "middle", 1.0, "a")
+    tiers = {"high": True, "middle": False, "low": False}
+    assert {tier: line.has_place_for(tier, "a") for tier in tiers} == tiers
+    assert line.has_place_for("middle", "b") and not line.has_place_for("low", "b")
+    assert [len(queue.line) for queue in line.in_turn()] == [2], "asking changes nothing"
+
+
+def test_tokens_of_lower_tiers_make_room_and_those_of_higher_ones_do_not():
+    line = queues(max_queued_tokens=500)
+    low = [joined(line, "low", float(at), tokens=100)[0] for at in range(3)]
+    joined(line, "middle", 3.0, tokens=200)
+    assert line.num_tokens == 500
+    new, lost = joined(line, "high", 4.0, tokens=150)
+    assert lost == [low[2], low[1]] and line.num_tokens == 450
+    new, lost = joined(line, "middle", 5.0, tokens=151)
+    assert lost == [new], "200 and 150 stay: one of 151 would not fit without them"
+    assert line.token_limit("middle", 151) == (350, 500)
+    assert line.token_limit("low", 301) == (100, 400)
+    assert line.num_tokens == 450 and low[0] in taken(line)
+
+
+@settings(deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(sorted(TIERS)), st.sampled_from("aab"), st.integers(1, 200)),
+        max_size=40,
+    )
+)
+def test_no_limit_is_passed_and_nobody_leaves_for_one_of_a_lower_tier(arrivals):
+    line = queues()
+    standing = []
+    for at, (tier, tenant, tokens) in enumerate(arrivals):
+        new, left = joined(line, tier, float(at), tenant, tokens)
+        standing = [one for one in [*standing, new] if one not in left]
+        assert len(line) == len(standing) <= 6
+        assert line.num_tokens == sum(one.num_tokens for one in standing) <= 1000
+        low = [one for one in standing if one.tier == "low"]
+        assert len(low) <= 4 and sum(one.num_tokens for one in low) <= 400
+        delays = [TIERS[one.tier].delay_s for one in left]
+        assert all(delay >= TIERS[tier].delay_s for delay in delays)
+        assert delays == sorted(delays, reverse=True), "the lowest first"
+        if left and left != [new] and TIERS[tier].delay_s < delays[-1]:
+            lower = [one for one in standing if TIERS[one.tier].delay_s > delays[-1]]
+            assert not lower, "somebody lower is left"
+    order = taken(line)
+    assert sorted(map(id, order)) == sorted(map(id, standing))
+    due_at = {
+        name: tier.delay_s + min((w.joined_at for w in standing if w.tier == name), default=0.0)
+        for name, tier in TIERS.items()
+    }
+    seen = list(dict.fromkeys(one.tier for one in order))
+    assert seen == sorted(seen, key=due_at.__getitem__), "tiers are served in their order"
