@@ -54,6 +54,9 @@ class World:
         scheduler = SimpleNamespace(prefixes=self.prefixes, pool=self.pool)
         self.fetches = PrefixFetches(components, scheduler, self, agents)
 
+    def end(self, attempt, error):
+        raise AssertionError(f"{attempt} ended: {error}")
+
     def queue(self, attempt):
         self.queued.append((asyncio.get_running_loop().time(), attempt))
 
