@@ -344,8 +344,7 @@ class RankGroup:
         for rank in ranks:
             rank.writer.close()
             os.close(rank.life_fd)
-        until_s = time.monotonic() + KILL_TIMEOUT_S
-        # In a thread: this loop has heartbeats to send meanwhile.
+        until_s = time.monotonic() + KILL_TIMEOUT_S  # in a thread, as heartbeats go on meanwhile
         return [await asyncio.to_thread(_reap, rank.process, until_s) for rank in ranks]
 
     @property
@@ -364,8 +363,8 @@ class RankGroup:
 def _reap(process: RankProcess, until_s: float) -> int | None:
     """Wait for the end of a killed process; returns None if it has not come.
 
-    It is dead already, and only the kernel's book-keeping is waited for: freeing a large pool, or
-    a driver's call that cannot be interrupted. Nobody needs that end to go on.
+    Only the kernel's book-keeping is waited for: it frees a large pool, or a driver's call cannot
+    be interrupted.
     """
     timeout_s = max(0.0, until_s - time.monotonic())
     try:

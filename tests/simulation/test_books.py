@@ -55,6 +55,9 @@ BEGINS_ABOVE_0 = {
     "num_shards",
     "num_kv_heads",
     "num_tokens",
+    # One count for each tier.
+    "_num_running",
+    "num_refused",
 }
 
 

@@ -1,5 +1,4 @@
-"""The prefix index from a worker's pool to a router's view, on virtual time, with a store that
-fails, forgets, loses and is written to by others."""
+"""The prefix index from pool to view, on virtual time, over a store that fails and forgets."""
 
 import asyncio
 import random

@@ -123,5 +123,6 @@ def test_a_place_that_comes_free_in_the_midst_of_a_long_step_is_the_next_reserva
         return num_decode_steps, num_arrived, (await hog)[1], (await waiting)[1]
 
     few = EngineConfig(block_size_tokens=4, num_blocks=200, max_step_tokens=64, max_sequences=2)
-    num_steps, *endings = run(scenario, engine=few)
+    num_steps, num_arrived, *endings = run(scenario, engine=few)
     assert num_steps == 0 and all(ended.error is None for ended in endings)
+    assert num_arrived == 1, "who sends was told in the same step"

@@ -35,7 +35,7 @@ class World:
     """The fetches of a worker with a real pool; `posted` is what its agent was told."""
 
     def __init__(self, num_blocks=32, cache_prefixes=True):
-        self.posted, self.queued, self.num_wakes = [], [], 0
+        self.posted, self.queued, self.failed, self.num_wakes = [], [], [], 0
         self.pool = BlockPool(num_blocks)
         self.prefixes = Scheduler(self.pool, Limits(SIZE, 64, 8, 100), "m").prefixes
         self.kv = SimpleNamespace(generation=5)
@@ -56,6 +56,9 @@ class World:
 
     def queue(self, attempt):
         self.queued.append((asyncio.get_running_loop().time(), attempt))
+
+    def end(self, attempt, error):
+        self.failed.append((attempt, error.code))
 
     def wake(self):
         self.num_wakes += 1
@@ -274,6 +277,25 @@ def test_a_fetch_is_waited_for_no_longer_than_it_is_worth():
     run_virtual(main())
 
 
+@pytest.mark.parametrize("how", ["attempt", "fetch"])
+def test_the_deadline_of_a_fetch_that_is_over_ends_no_other_of_its_id(how):
+    async def main():
+        world = World()
+        first, _ = world.begin()
+        if how == "attempt":
+            world.fetches.end(first)
+        else:
+            world.fetches.transfer_failed(ONE, KVTransferError("lost"))
+        world.closed()
+        await asyncio.sleep(1.0)
+        second, _ = world.begin()
+        await asyncio.sleep(10.0)
+        assert world.queued[-1] == (3.0, second)
+        world.closed()
+
+    run_virtual(main())
+
+
 def test_a_fetch_that_ends_without_a_word_is_computed():
     async def main():
         world = World()
@@ -285,6 +307,20 @@ def test_a_fetch_that_ends_without_a_word_is_computed():
         world.fetches.transfer_closed(ONE)
         world.fetches.transfer_arrived(ONE, {}, ARRIVAL)
         assert len(world.queued) == 1
+
+    run_virtual(main())
+
+
+def test_a_prompt_that_cannot_be_queued_ends_its_attempt_and_the_fetch_all_the_same():
+    async def main():
+        world = World()
+        attempt, _ = world.begin()
+        world.fetches.transfer_starting(ONE, 12)
+        world.queue = {}.pop  # raises
+        world.fetches.transfer_arrived(ONE, {}, ARRIVAL)
+        assert world.failed == [(attempt, "internal_error")]
+        assert world.posted[-1] == ("ack", ONE) and world.num_wakes == 1
+        world.closed()
 
     run_virtual(main())
 

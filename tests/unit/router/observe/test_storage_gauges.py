@@ -28,4 +28,4 @@ def test_live_workers_are_summed_up_and_every_label_is_there():
     assert read[metrics.STORED_HITS]() == {"host": 1, "disk": 3}
     faults = read[metrics.STORAGE_FAULTS]()
     assert {name: n for name, n in faults.items() if n} == {"no_space": 6, "damaged": 1}
-    assert len(faults) == 7
+    assert len(faults) == 6
