@@ -147,11 +147,16 @@ class Account:
     # --- endings ----------------------------------------------------------------------------------
 
     def settle(self, charge: Charge, used: Amount) -> None:
-        """Refund what was charged and not used; only the first call counts."""
+        """Refund what was charged and not used; only the first call counts.
+
+        What was used beyond an estimate is charged now.
+        """
         if charge.is_settled:
             return
         charge.is_settled = True
         self.is_dirty = True
+        paid = Amount(*map(sum, zip(charge.paid, charge.amount, strict=True)))
+        self.ledger.charge(self._now_ms() // 1000, less(used, paid))
         if charge.name:  # by now, a later run at another router may lean on it
             self._endings.append((charge, used))
         else:

@@ -80,6 +80,8 @@ class Ledger:
 
     def charge(self, second: int, amount: Amount) -> None:
         """Add to what this router has charged in a second."""
+        if amount == NOTHING:
+            return
         old = self.slots.get((self.router, second), Slot())
         self.slots[self.router, second] = old._replace(
             requests=old.requests + amount.requests, tokens=old.tokens + amount.tokens
