@@ -36,6 +36,8 @@ async def bounded(call: Awaitable[Answer], wait_s: float = 0.0) -> Answer:
         StoreFailed: Says why there is none.
     """
     limit_s = wait_s + 2 * CALL_TIMEOUT_S
+    task = asyncio.current_task()
+    num_cancels = task.cancelling() if task is not None else 0
     try:
         async with asyncio.timeout(limit_s):
             return await call
@@ -43,3 +45,7 @@ async def bounded(call: Awaitable[Answer], wait_s: float = 0.0) -> Answer:
         raise StoreFailed(f"Redis did not answer within {limit_s:g} s") from error
     except (RedisError, OSError, ValueError) as error:
         raise StoreFailed(str(error) or type(error).__name__) from error
+    finally:
+        # In Python 3.11 the client's `asyncio.wait_for` loses a cancellation that comes as it ends.
+        if task is not None and task.cancelling() > num_cancels:
+            raise asyncio.CancelledError
