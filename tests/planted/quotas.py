@@ -131,6 +131,14 @@ BUGS = [
         "test_what_no_router_of_this_cluster_wrote_there_is_not_read",
     ),
     Bug(
+        "a cancellation that the client of Redis loses is lost",
+        "cluster/redis/client.py",
+        "        if task is not None and task.cancelling() > num_cancels:\n",
+        "        if False:\n",
+        "tests/unit/cluster/redis/test_client.py::"
+        "test_a_cancellation_that_the_client_loses_is_not_lost",
+    ),
+    Bug(
         "a failed request is charged",
         "router/charging.py",
         "        if not ended.timing.path or (is_ours and not isinstance(error, DeadlineExceeded)):\n"
