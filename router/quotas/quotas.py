@@ -107,6 +107,9 @@ class Quotas:
         except BaseException:
             account.leave(claim)
             raise
+        finally:
+            if account.is_dirty:  # something was given back
+                self._wake.set()
         if claim.outcome is None:
             self._on_alone()
             account.decide_alone(claim)

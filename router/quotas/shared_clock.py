@@ -8,6 +8,7 @@ counted: no wall clock, of a router or of the store, can free a key or lock it b
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from core.ports import Clock, StoredValue
@@ -119,9 +120,8 @@ class SharedClock:
             self._offset_ms += ahead_ms
 
     def _move(self, ahead_ms: int) -> None:
-        seconds = ahead_ms // 1000  # whole ones, as slots move with it
-        self._offset_ms += seconds * 1000
-        self._on_set(seconds)
+        self._offset_ms += ahead_ms
+        self._on_set(math.ceil(ahead_ms / 1000))  # rather a little longer than too short
 
     def _join(self, value: ClockValue) -> None:
         """Go on from an epoch's time, with all that was charged: it may count from elsewhere."""

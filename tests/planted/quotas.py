@@ -27,7 +27,7 @@ BUGS = [
         "router/quotas/ledger.py",
         "            if second >= now_s - WINDOW_S and router",
         "            if second >= now_s - WINDOW_S + 1 and router",
-        LEDGER + "test_no_sixty_seconds_hold_more_than_the_limit",
+        LEDGER + "test_a_second_counts_for_sixty_full_seconds_after_its_end",
     ),
     Bug(
         "a faster router's charges are not looked at",
@@ -57,7 +57,7 @@ BUGS = [
         "                elif isinstance(outcome, Charge):  # it waits no longer\n"
         "                    self._give_back(outcome)\n",
         "",
-        FAULTS + "test_a_client_that_leaves_while_it_is_charged_pays_nothing",
+        FAULTS + "test_one_of_several_that_leaves_while_they_are_charged_pays_nothing",
     ),
     Bug(
         "a charge is refunded twice",
@@ -120,7 +120,7 @@ BUGS = [
         "router/quotas/shared_clock.py",
         "        if not self.is_shared:\n            self._move(ahead_ms)\n",
         "        if not self.is_shared:\n            self._move(0)\n",
-        ROUTERS + "test_routers_whose_clocks_began_elsewhere_count_alike",
+        ROUTERS + "test_a_router_that_joins_with_any_clock_frees_nobody",
     ),
     Bug(
         "a forged value counts",

@@ -46,6 +46,23 @@ async def test_a_client_that_leaves_while_it_is_charged_pays_nothing():
 
 
 @virtual
+async def test_one_of_several_that_leaves_while_they_are_charged_pays_nothing():
+    async with Routers(2, MemoryQuotaStore(lambda: 0.01)) as (one, two):
+        first = asyncio.create_task(take(one, 100))
+        await asyncio.sleep(0.005)
+        # Both wait behind the first, and are then charged with one call.
+        claims = [asyncio.create_task(take(one, 200)) for _ in range(2)]
+        await asyncio.sleep(0.025)
+        assert first.done() and not claims[1].done()
+        claims[1].cancel()
+        await asyncio.gather(*claims, return_exceptions=True)
+        assert claims[0].result() and claims[1].cancelled()
+        await asyncio.sleep(0.5)
+        assert await take(two, 700)
+        assert not await take(two, 1)
+
+
+@virtual
 async def test_without_the_store_each_router_grants_its_share_and_waits_for_nobody():
     async with Routers(2) as routers:
         one, two = routers
