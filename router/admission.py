@@ -14,9 +14,13 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from core.errors import Draining, InvalidRequest, Overloaded
+from core.clocks import LoopClock
+from core.errors import Draining, InvalidRequest, QueueFull, QueueTimeout
+from core.ids import Ids
 from core.types import MAX_CHOICES, GenerateRequest
+from router.expected_wait import Ahead
 from router.fair_queue import FairQueue
+from router.load_shedding import LoadShedding
 
 CANARY_TIER = "canary"
 """Tier of the requests behind `/ready`; they take no permit."""
@@ -26,6 +30,7 @@ CANARY_TIER = "canary"
 class _Waiter:
     """A request that waits for its permits."""
 
+    tenant: str
     granted: asyncio.Future[None]
     num_permits: int
 
@@ -39,8 +44,10 @@ class Admission:
         max_queued: int,
         queue_wait_s: float,
         max_queued_tokens: int = 1 << 22,
+        shedding: LoadShedding | None = None,
     ) -> None:
         """Start with all permits free."""
+        self._shedding = shedding or LoadShedding(LoopClock(), Ids(), queue_wait_s)
         self._max_running = max_running
         self._max_queued = max_queued
         self._queue_wait_s = queue_wait_s
@@ -60,14 +67,17 @@ class Admission:
         """Hold a permit for the length of the block.
 
         Raises:
-            Overloaded: The queue is full, or no permit came in time; nothing is held.
+            Overloaded: The queue is full, no permit came in time or none will; nothing is held.
             Draining: The router is shutting down.
         """
         if request.tier == CANARY_TIER:  # a full router is still ready
             yield
             return
         num_permits = self._num_permits(request.sampling.n)
-        await self._acquire(len(request.token_ids), request.tenant, num_permits)
+        num_tokens = len(request.token_ids)
+        self._check_draining()
+        self._shedding.check(self._ahead_of(request.tenant), num_tokens, request.deadline_at)
+        await self._acquire(num_tokens, request.tenant, num_permits)
         try:
             yield
         finally:
@@ -77,19 +87,31 @@ class Admission:
         """Refuse early, before any work, what would find no place in the queue.
 
         Raises:
-            Overloaded: The queue is full, and no other tenant has to make room.
+            QueueFull: No other tenant has to make room.
+            TooLate: It would wait too long.
             Draining: The router is shutting down.
         """
+        self._check_draining()
+        ahead = self._ahead_of(tenant)
+        if not ahead.is_free and not self._waiting.has_room_for(tenant):
+            raise self._full(tenant)
+        self._shedding.check(ahead)
+
+    def _check_draining(self) -> None:
         if self.is_draining:
             raise Draining("the router is shutting down; try another one")
-        is_free = self.num_running < self._max_running and not self._waiting
-        if not is_free and not self._waiting.has_room_for(tenant):
-            raise self._full()
 
-    def _full(self) -> Overloaded:
-        return Overloaded(
+    def _ahead_of(self, tenant: str) -> Ahead:
+        num_ahead = self._waiting.num_ahead(tenant)
+        share = num_ahead / max(1, len(self._waiting))
+        is_free = self.num_running < self._max_running and not self._waiting
+        return Ahead(self.num_running, num_ahead, round(self._num_queued_tokens * share), is_free)
+
+    def _full(self, tenant: str) -> QueueFull:
+        return QueueFull(
             f"{self.num_running} requests run and {len(self._waiting)} wait, "
-            f"the limits are {self._max_running} and {self._max_queued}; try again later"
+            f"the limits are {self._max_running} and {self._max_queued}; try again later",
+            self._shedding.retry_when_free_s(self._ahead_of(tenant)),
         )
 
     def check_share(self, num_prompts: int, num_choices: int) -> None:
@@ -113,20 +135,18 @@ class Admission:
         return max(1, min(num_choices, self._max_running))
 
     async def _acquire(self, num_tokens: int, tenant: str = "", num_permits: int = 1) -> None:
-        if self.is_draining:
-            raise Draining("the router is shutting down; try another one")
         if self.num_running + num_permits <= self._max_running and not self._waiting:
             self.num_running += num_permits
             return
-        self._check_room(num_tokens)
+        self._check_room(num_tokens, tenant)
         loop = asyncio.get_running_loop()
         granted: asyncio.Future[None] = loop.create_future()
-        waiter = _Waiter(granted, num_permits)
+        waiter = _Waiter(tenant, granted, num_permits)
         self._join(tenant, waiter)
         self._num_queued_tokens += num_tokens
         # A timer and not `asyncio.timeout`: a grant and the time's end may meet in one turn of the
         # loop, and the future says which was first.
-        timer = loop.call_later(self._queue_wait_s, self._refuse, granted)
+        timer = loop.call_later(self._queue_wait_s, self._refuse, waiter)
         try:
             await granted
         except asyncio.CancelledError:
@@ -145,28 +165,33 @@ class Admission:
         if evicted is None:
             return
         if evicted is waiter:
-            raise self._full()
+            raise self._full(tenant)
         if not evicted.granted.done():
-            evicted.granted.set_exception(self._full())
+            evicted.granted.set_exception(self._full(evicted.tenant))
 
-    def _check_room(self, num_tokens: int) -> None:
+    def _check_room(self, num_tokens: int, tenant: str) -> None:
         if self._num_queued_tokens + num_tokens > self._max_queued_tokens:
-            raise Overloaded(
+            raise QueueFull(
                 f"requests with {self._num_queued_tokens} prompt tokens wait, this one has "
-                f"{num_tokens}, the limit is {self._max_queued_tokens}; try again later"
+                f"{num_tokens}, the limit is {self._max_queued_tokens}; try again later",
+                self._shedding.retry_when_free_s(self._ahead_of(tenant)),
             )
 
-    def _refuse(self, granted: asyncio.Future[None]) -> None:
+    def _refuse(self, waiter: _Waiter) -> None:
         """End a wait that took too long, unless the permit came first."""
-        if not granted.done():
-            granted.set_exception(
-                Overloaded(f"no permit within {self._queue_wait_s:g} s; try again later")
+        if not waiter.granted.done():
+            waiter.granted.set_exception(
+                QueueTimeout(
+                    f"no permit within {self._queue_wait_s:g} s; try again later",
+                    self._shedding.retry_when_free_s(self._ahead_of(waiter.tenant)),
+                )
             )
 
     def _release(self, num_permits: int = 1) -> None:
         """Give permits back."""
         self.num_running -= num_permits
         self._grant_next()
+        self._shedding.released(is_awaited=bool(self._waiting))
 
     def _grant_next(self) -> None:
         """Grant free permits in the queue's order: small requests do not overtake a large one."""

@@ -53,6 +53,18 @@ class FairQueue(Generic[Waiter]):
         # Not if the two would then be even: they would evict one another in turn.
         return len(self._queues.get(tenant, ())) + 1 < most
 
+    def num_ahead(self, tenant: str) -> int:
+        """Count those whose turn is before that of one that the tenant adds now."""
+        num_ahead = num_own = len(self._queues.get(tenant, ()))
+        # Tenants who stand before it take one turn more than it does until then.
+        num_turns = num_own + 1
+        for name, queue in self._queues.items():
+            if name == tenant:
+                num_turns = num_own
+            else:
+                num_ahead += min(len(queue), num_turns)
+        return num_ahead
+
     def _longest(self) -> str | None:
         return max(self._queues, key=lambda t: len(self._queues[t]), default=None)
 

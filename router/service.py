@@ -84,7 +84,7 @@ class GenerationService:
         """Refuse a tenant's request before it is read, if it would find no room.
 
         Raises:
-            Overloaded: The queue is full.
+            Overloaded: The queue is full, or the wait would be too long.
             Draining: The router is shutting down.
         """
         self._admission.check_open(tenant)

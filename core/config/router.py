@@ -40,6 +40,12 @@ class RouterConfig(Node):
         1 << 22, ge=1, description="prompt tokens of all requests that wait for a permit"
     )
     queue_wait_s: Seconds = Field(30.0, description="longest wait for a permit")
+    max_ttft_s: float = Field(
+        0.0,
+        ge=0,
+        description="longest predicted wait for other requests before the first token; beyond it "
+        "a request is refused at once; 0: queue_wait_s and its deadline alone limit it",
+    )
     deadline_s: Seconds = Field(300.0, description="time limit of a request that names none")
     max_fault_attempts: int = Field(
         3, ge=0, le=10, description="attempts of a request caused by faults, after the first"

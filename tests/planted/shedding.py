@@ -3,6 +3,9 @@
 from planted.bug import Bug
 
 EARLY = "tests/component/test_early_refusals.py::"
+WAIT = "tests/unit/router/test_expected_wait.py::"
+SHED = "tests/unit/router/test_load_shedding.py::"
+PREDICTED = "tests/component/test_predicted_waits.py::"
 STATUS = "tests/component/test_stream_status.py::"
 
 BUGS = [
@@ -54,5 +57,104 @@ BUGS = [
         "        return run is not None and run.timeline.admitted_at is not None\n",
         "        return False\n",
         STATUS + "test_a_stream_is_kept_alive_from_when_it_has_its_permit",
+    ),
+    Bug(
+        "releases of a router that is not full count as its rate",
+        "router/expected_wait.py",
+        "        if self._is_awaited:\n            if not self._is_fresh",
+        "        if True:\n            if not self._is_fresh",
+        WAIT + "test_releases_that_nobody_waits_for_say_nothing_of_how_fast_there_could_be_some",
+    ),
+    Bug(
+        "a rate holds for ever",
+        "router/expected_wait.py",
+        "        if num < MIN_INTERVALS or not self._is_fresh(now_s):\n",
+        "        if num < MIN_INTERVALS:\n",
+        SHED + "test_after_a_stretch_without_releases_and_a_jump_of_the_clock_everybody_is_let_in",
+    ),
+    Bug(
+        "one pause of the cluster refuses those who come after it",
+        "router/expected_wait.py",
+        "        return (sum(self._intervals_s) - max(self._intervals_s)) / (num - 1)\n",
+        "        return sum(self._intervals_s) / num\n",
+        WAIT + "test_the_time_between_releases_is_known_of_late_or_not_at_all",
+    ),
+    Bug(
+        "a speed that is no number refuses everybody",
+        "router/expected_wait.py",
+        "    return c.prefill_tokens_per_s if 0 < c.prefill_tokens_per_s < inf else inf\n",
+        "    return c.prefill_tokens_per_s or inf\n",
+        WAIT + "test_what_workers_report_counts_where_it_is_a_number",
+    ),
+    Bug(
+        "a speed that is no number stays in a worker's mean",
+        "router/workers/load.py",
+        "or not 0 < seconds < math.inf:",
+        "or seconds <= 0:",
+        "tests/unit/router/workers/test_load.py",
+    ),
+    Bug(
+        "a prediction keeps an idle router idle",
+        "router/load_shedding.py",
+        "        if not ahead.num_running:\n            return\n",
+        "",
+        SHED + "test_one_request_always_runs_whatever_is_predicted",
+    ),
+    Bug(
+        "a short prompt is refused for the queue of workers that it does not go to",
+        "router/load_shedding.py",
+        "num_tokens is not None and num_tokens >= self._rules.local_below_tokens",
+        "num_tokens is not None",
+        SHED + "test_prompts_wait_for_the_workers_that_would_compute_them",
+    ),
+    Bug(
+        "a request waits for a permit that will come after its deadline",
+        "router/admission.py",
+        "num_tokens, request.deadline_at)",
+        "num_tokens)",
+        PREDICTED + "test_a_deadline_that_cannot_be_met_is_not_waited_for",
+    ),
+    Bug(
+        "who will wait in vain is told so after the wait",
+        "router/admission.py",
+        "            raise self._full(tenant)\n        self._shedding.check(ahead)\n",
+        "            raise self._full(tenant)\n",
+        PREDICTED + "test_over_http_it_is_a_503_that_says_when",
+    ),
+    Bug(
+        "a tenant waits behind all that another has",
+        "router/fair_queue.py",
+        "                num_ahead += min(len(queue), num_turns)\n",
+        "                num_ahead += len(queue)\n",
+        "tests/unit/router/test_fair_queue.py::"
+        "test_a_newcomer_knows_how_many_have_their_turn_before_it",
+    ),
+    Bug(
+        "who is refused comes back in a second, however long the queue is",
+        "router/load_shedding.py",
+        "        return self.retry_after_s(expected_wait(ahead, interval_s, IDLE).permit_s)\n",
+        "        return self.retry_after_s(1.0)\n",
+        SHED + "test_who_found_no_place_comes_again_when_those_before_it_will_be_gone",
+    ),
+    Bug(
+        "those who were refused together come back together",
+        "router/load_shedding.py",
+        "self._ids.spread(bounded_wait_s(room_in_s), JITTER_SHARE)",
+        "room_in_s",
+        SHED + "test_who_found_no_place_comes_again_when_those_before_it_will_be_gone",
+    ),
+    Bug(
+        "a client of whole seconds comes back before there is room",
+        "router/http/errors.py",
+        "str(ceil(wait_s))",
+        "str(round(wait_s))",
+        "tests/unit/router/http/test_errors.py",
+    ),
+    Bug(
+        "over gRPC everybody comes back in a second",
+        "router/grpc/requests.py",
+        "delay.FromMilliseconds(round(wait_s * 1000))",
+        "delay.FromMilliseconds(1000)",
+        PREDICTED + "test_over_grpc_it_is_in_the_details",
     ),
 ]

@@ -63,3 +63,14 @@ def test_a_tenant_waits_behind_at_most_one_of_each_other(arrivals, limit):
         assert len(before_first) == len(set(before_first))
         mine = [number for t, number in order if t == tenant]
         assert mine == sorted(mine)
+
+
+@settings(deadline=None)
+@given(st.lists(st.sampled_from("aaaabc"), max_size=40), st.sampled_from("abcd"))
+def test_a_newcomer_knows_how_many_have_their_turn_before_it(arrivals, tenant):
+    line = FairQueue(100)
+    for number, other in enumerate(arrivals):
+        line.join(other, (other, number))
+    num_ahead = line.num_ahead(tenant)
+    line.join(tenant, "newcomer")
+    assert taken(line).index("newcomer") == num_ahead
