@@ -96,8 +96,8 @@ BUGS = [
     Bug(
         "who comes back has its turn at once",
         "router/fair_queue.py",
-        "_Tenant(turn, self._served_mark + turn)",
-        "_Tenant(turn, self._served_mark)",
+        "return self._served_mark + self._turn_of(tenant)",
+        "return self._served_mark",
         TENANTS + "test_turns_follow_weights_and_coming_back_gains_none",
     ),
     Bug(

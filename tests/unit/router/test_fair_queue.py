@@ -108,3 +108,21 @@ def test_nobody_waits_for_more_turns_than_weights_allow(arrivals, weights):
         before = order[: order.index(tenant)]
         for other in set(before):
             assert before.count(other) <= weights[other] / weights[tenant] + 1
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.sampled_from("aaaabc"), max_size=40),
+    st.integers(0, 20),
+    st.sampled_from("abcd"),
+    st.fixed_dictionaries({t: st.sampled_from([0.5, 1, 2, 3]) for t in "abcd"}),
+)
+def test_a_newcomer_knows_how_many_have_their_turn_before_it(arrivals, num_taken, tenant, weights):
+    line = FairQueue(100, weights)
+    for number, other in enumerate(arrivals):
+        line.join(other, (other, number))
+    for _ in range(num_taken):
+        line.take()
+    num_ahead = line.num_ahead(tenant)
+    line.join(tenant, "newcomer")
+    assert taken(line).index("newcomer") == num_ahead
