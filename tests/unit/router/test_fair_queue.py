@@ -83,6 +83,18 @@ def test_turns_follow_weights_and_coming_back_gains_none():
     assert sorted(served[:8]) == ["a"] * 4 + ["b"] * 4
 
 
+def test_who_comes_back_each_time_waits_for_its_turn_each_time():
+    line = FairQueue(10)
+    for waiter in ("a1", "a2", "a3", "a4"):
+        line.join("a", waiter)
+    served = [line.take()]
+    for waiter in ("b1", "b2"):
+        line.join("b", waiter)
+        served += [line.take(), line.take()]
+    assert served == ["a1", "a2", "b1", "a3", "b2"]
+    assert line.oldest == "a4" and taken(line) == ["a4"] and line.oldest is None
+
+
 def test_who_weighs_more_may_have_more_waiting():
     line = FairQueue(5, {"a": 4})
     for number in range(4):

@@ -91,6 +91,16 @@ def test_limits_of_tokens_are_reached_and_not_passed():
     line.leave(low)
     assert line.num_tokens == 101, "it had left"
     assert len(taken(line)) == 2 and line.num_tokens == 0
+    leaver, _ = joined(line, "low", 3.0, tokens=400)
+    line.leave(leaver)
+    assert len(line) == line.num_tokens == 0
+
+
+def test_where_nobody_waits_in_the_lowest_tier_the_next_one_makes_room():
+    line = queues(max_queued=2, max_queued_tokens=500)
+    middle = [joined(line, "middle", float(at), tokens=100)[0] for at in range(2)]
+    assert joined(line, "high", 2.0, tokens=1)[1] == [middle[1]], "for its place"
+    assert joined(line, "high", 3.0, tokens=450)[1] == [middle[0]], "for its tokens"
 
 
 def test_a_place_is_there_until_all_are_taken_and_then_in_lower_tiers_or_where_more_wait():
