@@ -119,7 +119,7 @@ BUGS = [
         "engine/scheduling/step_planner.py",
         "if s.delay_s <= giant.delay_s or s.due[0] <= step.now_s]",
         "if s.delay_s <= giant.delay_s]",
-        ENGINE + "test_who_has_waited_its_delay_stands_level",
+        ENGINE + "test_who_has_waited_its_delay_shares_with_a_long_prompt_of_a_higher_tier",
     ),
     Bug(
         "a lower tier keeps its blocks and places",
