@@ -14,6 +14,7 @@ import uvicorn
 from cluster.certificate_expiry import CertificateEnds
 from cluster.pools import pools_of
 from cluster.prefix_index import IndexTask, make_feed
+from cluster.quotas import make_quota_store
 from cluster.redis.member_store import RedisStore
 from cluster.secrets import with_read_secrets
 from cluster.served_model import model_of
@@ -133,6 +134,8 @@ class RunningRouter:
                 },
                 must_cross=config.placement.path == "pd",
                 store=RedisStore(config.redis.url) if config.redis.url else None,
+                quota_store=make_quota_store(config) if config.redis.url else None,
+                cluster_key=security.cluster_key,
                 read_certificate_ends=self._ends.read,
                 public_prompts=self._public_prompts,
                 read_prefix_report=self.prefix_feed.report if self.prefix_feed else no_report,

@@ -140,6 +140,11 @@ class RateLimited(ServingError):
     grpc_status = "RESOURCE_EXHAUSTED"
     retry_after_s: float = 1.0
 
+    def __init__(self, message: str, retry_after_s: float = 1.0) -> None:
+        """Keep when the request will fit (seconds)."""
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
 
 class Unavailable(ServingError):
     """The cluster cannot serve this now; trying again later may help."""

@@ -122,6 +122,13 @@ PREFIX_INDEX_DOWN = Event(
     ("reason",),
 )
 PREFIX_INDEX_UP = Event("prefix_index_up", INFO, "the prefix index is renewed")
+QUOTAS_LOCAL = Event(
+    "quotas_local",
+    WARNING,
+    "routers cannot compare what keys have used: each grants up to its share of their limits",
+    ("reason",),
+)
+QUOTAS_SHARED = Event("quotas_shared", INFO, "keys' quotas count over all routers again")
 LOAD_SHED = Event(
     "load_shed",
     WARNING,

@@ -78,6 +78,11 @@ API_KEYS = Metric(
     "keys that open, keys that have expired, lines refused, and 1 while the file is lost",
     ("state",),
 )
+QUOTAS_ALONE = Metric(
+    "baton_quota_local_decisions_total",
+    "counter",
+    "requests whose key's quota a router decided alone, within its share: Redis was away or slow",
+)
 PROMPT_TOKENS = Metric("baton_prompt_tokens_total", "counter", "prompt tokens of ended requests")
 OUTPUT_TOKENS = Metric("baton_generation_tokens_total", "counter", "output tokens delivered")
 CACHED_TOKENS = Metric(
@@ -250,5 +255,6 @@ ALL = (
     STORED_BLOCKS,
     STORED_HITS,
     STORAGE_FAULTS,
+    QUOTAS_ALONE,
 )
 OUTCOMES = ("finished", "rejected", "cancelled", "failed")

@@ -312,6 +312,52 @@ class PrefixStore(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class StoredValue:
+    """A value and its version: 1 or more."""
+
+    version: int
+    content: bytes
+
+
+NO_ENTRY = StoredValue(0, b"")
+"""What lies where nothing does."""
+
+
+class QuotaStore(Protocol):
+    """Named values that routers replace in turn; advisory, as `MemberStore`.
+
+    A value replaces only one with a lower version, so that of two routers that have read the same
+    one succeeds. Bytes are not looked into, and come back as anybody may have written them.
+    """
+
+    async def read(self, names: Sequence[str]) -> list[StoredValue]:
+        """Read values, in the order of their names.
+
+        Raises:
+            StoreFailed: Within about 100 ms.
+        """
+        ...
+
+    async def replace(
+        self, name: str, value: StoredValue, ttl_s: float, others: Sequence[str] = ()
+    ) -> list[StoredValue]:
+        """Replace a value if its version is lower; either vanishes after `ttl_s` without a call.
+
+        Returns:
+            What lay there before, and what lies under the other names. It was replaced if the
+            first has a lower version than `value`.
+
+        Raises:
+            StoreFailed: Within about 100 ms; it may have been replaced.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Let go of the connection."""
+        ...
+
+
 class Tokenizer(Protocol):
     """Text to token ids, bounded in time and size."""
 

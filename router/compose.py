@@ -12,13 +12,14 @@ from dataclasses import dataclass, field
 from core import metrics
 from core.config import PlacementConfig, RouterConfig
 from core.ids import Ids
-from core.ports import Clock, Membership, MemberStore, Network, Tokenizer
+from core.ports import Clock, Membership, MemberStore, Network, QuotaStore, Tokenizer
 from core.session import Role
 from core.trace import NoTracing, Tracing
 from prefix_index.mirror import MembershipMirror
 from router.access.credentials import Keyring
 from router.admission import Admission
 from router.attempts import Attempts
+from router.charging import Charging
 from router.choice_output import NewDecoder
 from router.load_shedding import LoadShedding
 from router.observe.canary import Canary
@@ -37,6 +38,8 @@ from router.orchestrator import Orchestrator
 from router.peer_fetches import PeerFetches
 from router.prompt_prefixes import PromptPrefixes, PublishedBlocks
 from router.public_prompts import PublicPrompts
+from router.quotas.quotas import Quotas
+from router.quotas.values import ValueCodec
 from router.request_builder import RequestBuilder
 from router.request_params import ServedModel
 from router.request_state import RequestObserver
@@ -84,6 +87,10 @@ class ServiceComponents:
     """Where the members are mirrored."""
     read_certificate_ends: Callable[[], dict[str, int]] = dict
     """End of each certificate (Unix seconds) by its name."""
+    quota_store: QuotaStore | None = None
+    """Where routers compare what keys have used; None: each counts alone."""
+    cluster_key: str = ""
+    """Secret that the cluster's processes share."""
     public_prompts: PublicPrompts = field(default_factory=PublicPrompts)
     """Beginnings of prompts that all tenants share."""
     read_prefix_report: ReadReport = no_report
@@ -188,6 +195,7 @@ def compose_service(components: RouterComponents, parts: ServiceComponents) -> R
         parts.read_prefix_report,
         explanations,
         PromptReport(prefixes, fetches, sessions.candidates, components.placement, clock),
+        _charging(components, parts, telemetry),
         clock,
     )
     return Router(core, service, mirror)
@@ -200,6 +208,20 @@ def _sessions(components: RouterComponents) -> WorkerSessions:
         components.ids.router(),
         components.clock,
     )
+
+
+def _charging(
+    components: RouterComponents, parts: ServiceComponents, telemetry: Telemetry
+) -> Charging:
+    quotas = Quotas(
+        components.ids.router(),
+        components.config.replicas,
+        parts.quota_store,
+        ValueCodec(parts.cluster_key),
+        components.clock,
+        telemetry.charged_alone,
+    )
+    return Charging(quotas, components.tiers)
 
 
 def _admission(components: RouterComponents, sessions: WorkerSessions) -> Admission:

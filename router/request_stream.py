@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from core.errors import ServingError, SlowReader
@@ -21,6 +21,9 @@ from core.types import (
     TextDelta,
 )
 from router.request_state import Emit, RunKey
+
+OnEnded = Callable[[RequestEnded | None], None]
+"""Gets a request's end; None if it never began to run."""
 
 
 class RequestRunner(Protocol):
@@ -62,9 +65,13 @@ class RequestStream:
     """
 
     def __init__(
-        self, runner: RequestRunner, request: GenerateRequest, wake: asyncio.Event
+        self,
+        runner: RequestRunner,
+        request: GenerateRequest,
+        wake: asyncio.Event,
+        on_ended: OnEnded = lambda _: None,
     ) -> None:
-        """Start the request; each event sets `wake`."""
+        """Start the request; each event sets `wake`, and `on_ended` is called once."""
         self.request = request
         self.is_over = False
         self._runner = runner
@@ -73,7 +80,10 @@ class RequestStream:
         # A resuming client has these positions; without them its credit would begin at nothing.
         self._taken: dict[int, int] = dict(enumerate(request.resume_from))
         self._open_choices = set(range(request.sampling.n))
+        self._ended: RequestEnded | None = None
         self._task = asyncio.get_running_loop().create_task(runner.run(request, self._emit))
+        # Of the task: one that is cancelled before it runs emits no end.
+        self._task.add_done_callback(lambda _: on_ended(self._ended))
 
     @property
     def is_admitted(self) -> bool:
@@ -81,6 +91,8 @@ class RequestStream:
         return self.is_over or self._runner.is_admitted(self.request.run_key)
 
     def _emit(self, event: RequestEvent) -> None:
+        if isinstance(event, RequestEnded):
+            self._ended = event
         self._events.append(event)
         self._wake.set()
 
@@ -119,10 +131,17 @@ class RequestStream:
 class StreamGroup:
     """The requests behind one reply: one for each prompt."""
 
-    def __init__(self, runner: RequestRunner, requests: Sequence[GenerateRequest]) -> None:
-        """Start them all."""
+    def __init__(
+        self,
+        runner: RequestRunner,
+        requests: Sequence[GenerateRequest],
+        on_ended: OnEnded = lambda _: None,
+    ) -> None:
+        """Start them all; `on_ended` is called once for each."""
         self._wake = asyncio.Event()
-        self._streams = [RequestStream(runner, request, self._wake) for request in requests]
+        self._streams = [
+            RequestStream(runner, request, self._wake, on_ended) for request in requests
+        ]
 
     @property
     def requests(self) -> list[GenerateRequest]:

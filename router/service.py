@@ -21,6 +21,7 @@ from router.access.bad_keys import BadKeys
 from router.access.credentials import Keyring
 from router.access.identities import Identity
 from router.admission import Admission
+from router.charging import Charging, ReplyCharge
 from router.observe.canary import Canary
 from router.observe.explanations import Explanations
 from router.observe.prefix_report import ReadReport
@@ -57,6 +58,7 @@ class GenerationService:
         read_prefix_report: ReadReport,
         explanations: Explanations,
         prompt_report: PromptReport,
+        charging: Charging,
         clock: Clock,
     ) -> None:
         """Serve with these parts; `start` begins what runs without calls."""
@@ -70,6 +72,7 @@ class GenerationService:
         self.telemetry = telemetry
         self.recorder = recorder
         self.keyring = keyring
+        self.charging = charging
         self.bad_keys = BadKeys(clock.now_s)
         self._runner = runner
         self._admission = admission
@@ -125,9 +128,22 @@ class GenerationService:
         """
         return await self._prompt_report.of(await self.make_request(params))
 
-    def open(self, *requests: GenerateRequest) -> StreamGroup:
-        """Start requests; their events come through the group."""
-        return StreamGroup(self._runner, requests)
+    async def charge(
+        self, all_params: Sequence[RequestParams], made: Sequence[GenerateRequest]
+    ) -> ReplyCharge | None:
+        """Charge the requests of one reply to their key; `open` gets what is returned.
+
+        Raises:
+            InvalidRequest: They would not fit into an empty minute of the key's quota.
+            RateLimited: They do not fit now.
+        """
+        return await self.charging.charge(all_params[0].identity, all_params, made)
+
+    def open(self, *requests: GenerateRequest, charge: ReplyCharge | None = None) -> StreamGroup:
+        """Start requests; their events come through the group, and their ends settle `charge`."""
+        if charge is None:
+            return StreamGroup(self._runner, requests)
+        return StreamGroup(self._runner, requests, charge.request_ended)
 
     def abort(self, tenant: str, request_id: str) -> bool:
         """Cancel a tenant's request by id; False if it is not running."""
@@ -177,8 +193,9 @@ class GenerationService:
     # --- life -------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Start the canary, and follow changes of the key file."""
+        """Start the canary, follow changes of the key file, and share quotas with other routers."""
         self._canary.start()
+        self.charging.start()
         self.keyring.watch()
 
     def uptime_s(self) -> float:
@@ -192,6 +209,7 @@ class GenerationService:
         events.DRAIN_BEGUN.log(running=self._admission.num_running, grace_s=grace_s)
         await self._canary.stop()
         await self._runner.drain(grace_s)
+        await self.charging.stop()
         events.DRAIN_ENDED.log(left=self._admission.num_running)
         self.keyring.close()
         self.telemetry.close()

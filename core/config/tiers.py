@@ -25,7 +25,7 @@ Weight = Annotated[float, Field(gt=0, le=1000)]
 
 
 class TierConfig(Node):
-    """One tier; limits are those of each router."""
+    """One tier; limits are those of each router, but for those of a key."""
 
     delay_s: float = Field(
         0.0,
@@ -58,6 +58,15 @@ class TierConfig(Node):
     )
     max_prompt_tokens: int = Field(
         0, ge=0, description="longest prompt (tokens); 0: what the model takes"
+    )
+    requests_per_minute: int = Field(
+        0, ge=0, description="requests of one API key in any minute, over all routers; 0: no limit"
+    )
+    tokens_per_minute: int = Field(
+        0,
+        ge=0,
+        description="prompt tokens and max_tokens of one API key's requests in any minute, over "
+        "all routers; 0: no limit",
     )
     tenant_weights: dict[str, Weight] = Field(
         default_factory=dict,
@@ -134,6 +143,13 @@ def _check_limits(name: str, tier: TierConfig, router: RouterConfig, model: Mode
                 f"{name}.{field} is {value:.10g}, which {bound} = {limit:.10g} lets nobody "
                 "reach; lower the one or raise the other"
             )
+    # With one token of output at least.
+    least = max(tier.max_prompt_tokens, 1) + 1
+    if 0 < tier.tokens_per_minute < least:
+        raise ValueError(
+            f"{name}.tokens_per_minute is {tier.tokens_per_minute}, and a request that the tier "
+            f"allows may need {least}; raise it to that, or set it to 0 for no limit"
+        )
     if tier.max_queued_tokens is not None and tier.max_prompt_tokens > tier.max_queued_tokens:
         raise ValueError(
             f"{name}.max_prompt_tokens is {tier.max_prompt_tokens} and max_queued_tokens "

@@ -228,6 +228,6 @@ def new_key(
     name = secrets.token_hex(4)
     secret = secrets.token_hex(16)
     salt = secrets.token_bytes(16)
-    identity = Identity(tenant, tier, role)
+    identity = Identity(tenant, tier, role, name)
     line = KeyLine(name, salt, _digest(salt, secret), identity, expires_at)
     return f"bt-{name}-{secret}", line.text()

@@ -5,7 +5,7 @@ Owns the roles of keys and the rights of each role. Does not know keys, files, H
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
 from core.errors import PermissionDenied
@@ -48,6 +48,8 @@ class Identity:
     tenant: str = ""
     tier: str = DEFAULT_TIER
     role: KeyRole = KeyRole.TENANT
+    key: str = field(default="", compare=False)
+    """Name of the API key, which is no secret; empty where there are no keys."""
 
     def has(self, right: Right) -> bool:
         """True if a key of this role may do it."""

@@ -127,7 +127,7 @@ def parse_line(line: str) -> KeyLine:
             name,
             bytes.fromhex(salt),
             bytes.fromhex(digest),
-            Identity(tenant, tier, role),
+            Identity(tenant, tier, role, name),
             expires_at,
         )
     except ValueError as error:

@@ -31,6 +31,7 @@ from core.types import (
 from protos.baton.v1 import generation_pb2 as pb
 from protos.baton.v1 import generation_pb2_grpc
 from router.access.certificate import ServerCertificate
+from router.access.identities import Identity
 from router.calls import caller
 from router.descriptors import MAX_GRPC_CONNECTIONS
 from router.grpc import replies
@@ -226,16 +227,21 @@ class GenerationServicer(generation_pb2_grpc.GenerationServicer):
     async def _open(
         self, request: Any, context: Any, to_params: Callable[[Any, Any], RequestParams]
     ) -> StreamGroup:
+        identity = caller()
         try:
-            made = await self._service.make_request(
-                replace(to_params(request, context), identity=caller())
-            )
+            params = replace(to_params(request, context), identity=identity)
+            made = await self._service.make_request(params)
+            charge = await self._service.charge([params], [made])
         except ServingError as error:
+            context.set_trailing_metadata(self._quota_of(identity))
             await abort(context, error)
         shown_id = made.correlation_id or made.request_id
         # In the trailers, which an error has as well.
-        context.set_trailing_metadata(((REQUEST_ID_KEY, shown_id),))
-        return self._service.open(made)
+        context.set_trailing_metadata(((REQUEST_ID_KEY, shown_id), *self._quota_of(identity)))
+        return self._service.open(made, charge=charge)
+
+    def _quota_of(self, identity: Identity) -> tuple[tuple[str, str], ...]:
+        return tuple(self._service.charging.headers(identity).items())
 
     def _chat_params(self, request: pb.ChatRequest, context: Any) -> RequestParams:
         adds = optional(request.prompt, "add_special_tokens", default=False)

@@ -18,9 +18,10 @@ from starlette.exceptions import HTTPException
 from core.errors import InvalidRequest, ModelNotFound
 from core.ids import MAX_REQUEST_ID_CHARACTERS
 from core.trace import TraceContext, parse_trace
-from core.types import ChatPrompt
+from core.types import ChatPrompt, GenerateRequest
 from router import calls, tiers
 from router.access.identities import Right
+from router.charging import ReplyCharge
 from router.http.bodies import (
     ChatBody,
     CompletionBody,
@@ -208,12 +209,9 @@ class HttpApi:
             )
             for params in all_params
         ]
-        made = await unless_disconnected(
-            request.receive,
-            self.service.make_requests(named),
-        )
+        made, charge = await unless_disconnected(request.receive, self._charged(named))
         reply = Reply(formatter, made, self.service.model, self.created_now())
-        group = self.service.open(*made)
+        group = self.service.open(*made, charge=charge)
         headers[REQUEST_ID_HEADER] = correlation_id or str(made[0].request_id)
         headers[tiers.HEADER] = made[0].tier
         if body.stream:
@@ -227,6 +225,13 @@ class HttpApi:
             return JSONResponse(content, headers=headers)
         text = await in_reply_thread(dumps, content, UTF8)
         return Response(text.encode(), headers=headers, media_type=JSONResponse.media_type)
+
+    async def _charged(
+        self, all_params: list[RequestParams]
+    ) -> tuple[list[GenerateRequest], ReplyCharge | None]:
+        made = await self.service.make_requests(all_params)
+        # After tokenizing, which says what they cost, and before any other work.
+        return made, await self.service.charge(all_params, made)
 
     def created_now(self) -> int:
         """Return Unix seconds for a reply's `created`."""

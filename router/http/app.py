@@ -19,6 +19,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from core.errors import ClientError, InternalError, ServingError
 from router.access.identities import Right
+from router.charging import HEADERS
 from router.http.api import IGNORED_HEADER, HttpApi, correlation_of
 from router.http.auth import HttpGuard, needs
 from router.http.bodies import (
@@ -46,6 +47,7 @@ SHOWN_HEADERS = (
     "server-timing",
     "retry-after",
     "retry-after-ms",
+    *HEADERS,
     "x-should-retry",
 )
 """Reply headers that scripts of other origins may read."""
@@ -170,6 +172,7 @@ def make_app(
         keyring=service.keyring,
         bad_keys=service.bad_keys,
         on_ended=service.recorder.call_ended,
+        read_quota=service.charging.headers,
     )
     if service.config.cors_origins:
         _allow_origins(app, service.config.cors_origins)

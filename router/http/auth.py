@@ -9,7 +9,7 @@ not know keys.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from http import HTTPStatus
 
 from fastapi import Request
@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from core.errors import Cancelled, InternalError, ServingError, Unauthenticated
 from router.access.bad_keys import BadKeys
 from router.access.credentials import Keyring
-from router.access.identities import Right
+from router.access.identities import Identity, Right
 from router.calls import Call, begin
 from router.http.errors import error_response
 from router.refusals import UNSUPPORTED_ENDPOINT
@@ -46,6 +46,7 @@ class HttpGuard:
         keyring: Keyring,
         bad_keys: BadKeys,
         on_ended: Callable[[Call], None],
+        read_quota: Callable[[Identity], Mapping[str, str]],
     ) -> None:
         """HttpGuard an application.
 
@@ -54,11 +55,13 @@ class HttpGuard:
             keyring: Identifies callers.
             bad_keys: Delays refusals of a caller with many wrong keys.
             on_ended: Called once for every call, when it is over.
+            read_quota: Returns the headers that show a caller's quota, on whatever answer.
         """
         self._app = app
         self._keyring = keyring
         self._bad_keys = bad_keys
         self._on_ended = on_ended
+        self._read_quota = read_quota
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or refuse it."""
@@ -73,6 +76,9 @@ class HttpGuard:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                quota = self._read_quota(call.identity)
+                shown = [(name.encode(), value.encode()) for name, value in quota.items()]
+                message["headers"] = [*message.get("headers", ()), *shown]
             return send(message)
 
         try:

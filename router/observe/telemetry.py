@@ -97,6 +97,7 @@ class Telemetry:
             metrics.CACHED_TOKENS,
             metrics.KV_BYTES,
             metrics.FRAGMENTS_RESENT,
+            metrics.QUOTAS_ALONE,
         )
         for metric in plain:
             self._counters[metric].add(0)
@@ -160,6 +161,10 @@ class Telemetry:
         # Labels are a closed set: what is not in it must not become a series of its own.
         label = code if code in CODES else OTHER.code
         self._counters[metrics.REFUSALS].add(1, {"door": server, "code": label})
+
+    def charged_alone(self) -> None:
+        """Record a decision on a quota without the store."""
+        self._counters[metrics.QUOTAS_ALONE].add(1)
 
     def retried(self, error: ServingError) -> None:
         """Record an attempt caused by a fault."""

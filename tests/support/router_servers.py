@@ -50,10 +50,14 @@ class RouterServers:
         parts=None,
         tier="batch",
         tiers=None,
+        keys=None,
         **router,
     ):
-        """`parts` are those of the service, `tier` that of the keys, the rest of the config."""
-        made = {name: new_key(name, tier, role) for name, role in ROLES.items()}
+        """`parts` are those of the service, `tier` that of the keys, the rest of the config.
+
+        `keys` are those that another one has made.
+        """
+        self.made = made = keys or {n: new_key(n, tier, role) for n, role in ROLES.items()}
         self.keys = {name: key for name, (key, _) in made.items()}
         file = folder / "keys"
         file.write_text("".join(line + "\n" for _, line in made.values()))

@@ -67,6 +67,12 @@ def test_a_setting_of_one_tier_leaves_its_others_and_the_other_tiers_as_they_are
             {"tiers.batch.max_prompt_tokens": 9000, "tiers.batch.max_queued_tokens": 8000},
             "max_prompt_tokens is 9000 and max_queued_tokens 8000: .*could never wait",
         ),
+        ({"tiers.batch.requests_per_minute": -1}, "requests_per_minute: must be at least 0"),
+        ({"tiers.batch.tokens_per_minute": 1}, "tokens_per_minute is 1, and .* may need 2"),
+        (
+            {"tiers.batch.tokens_per_minute": 900, "tiers.batch.max_prompt_tokens": 900},
+            "tokens_per_minute is 900, and .* may need 901",
+        ),
     ],
 )
 def test_a_tier_that_cannot_be_meant_is_refused_with_its_numbers(tree, message):

@@ -50,7 +50,7 @@ def client(ring):
     bad_keys = BadKeys(lambda: ring.now[0])
     bad_keys.delay_s = lambda address: 0.0
     ring.ended = []
-    return TestClient(HttpGuard(app, ring, bad_keys, ring.ended.append)), ring
+    return TestClient(HttpGuard(app, ring, bad_keys, ring.ended.append, lambda _: {})), ring
 
 
 @pytest.mark.parametrize("path", SPELLINGS)

@@ -1,0 +1,164 @@
+"""What a reply costs its key: charged before it runs, settled when its last request has ended.
+
+Owns the cost of requests, the limits of keys, and the reply headers that show them. Does not know
+HTTP, gRPC, or where quotas are kept.
+
+A charge is the prompt and the most output that may come of it: `max_tokens`, for each choice. For a
+client that names none it is an estimate; what comes beyond it is charged at the end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Sequence
+from http import HTTPStatus
+
+from core.errors import DeadlineExceeded
+from core.types import GenerateRequest, RequestEnded
+from router.access.identities import Identity
+from router.quotas.account import Charge
+from router.quotas.ledger import NOTHING, Amount
+from router.quotas.quotas import Quotas
+from router.request_params import RequestParams
+from router.tiers import Tiers
+
+ESTIMATED_OUTPUT_TOKENS = 1024
+"""Of a choice whose length the client leaves open."""
+ANYBODY = "anybody"
+"""Stands for the key on a cluster without keys."""
+KINDS = ("requests", "tokens")
+HEADERS = tuple(
+    f"x-ratelimit-{what}-{kind}" for what in ("limit", "remaining", "reset") for kind in KINDS
+)
+"""OpenAI's names."""
+
+
+class ReplyCharge:
+    """What one reply was charged, until its requests have ended."""
+
+    def __init__(self, quotas: Quotas, key: str, charge: Charge, num_requests: int) -> None:
+        """Wait for so many ends."""
+        self._quotas = quotas
+        self._key = key
+        self._charge = charge
+        self._num_open = num_requests
+        self._num_ran = 0
+        self._used_tokens = 0
+
+    def request_ended(self, ended: RequestEnded | None) -> None:
+        """Count what a request has used; None: it never began."""
+        used = used_tokens(ended)
+        self._used_tokens += used
+        self._num_ran += used > 0
+        self._num_open -= 1
+        if not self._num_open:
+            used_requests = min(1, self._num_ran)
+            self._quotas.settle(self._key, self._charge, Amount(used_requests, self._used_tokens))
+
+
+class Charging:
+    """Charges replies to the keys that ask for them."""
+
+    def __init__(self, quotas: Quotas, tiers: Tiers) -> None:
+        """Charge by the limits of `tiers`; `start` begins what runs without calls."""
+        self._quotas = quotas
+        self._tiers = tiers
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Keep the quotas together with those of other routers, if any key has some."""
+        if any(self._limits(name) != NOTHING for name in self._tiers.by_name):
+            self._task = asyncio.get_running_loop().create_task(self._quotas.run())
+
+    async def stop(self) -> None:
+        """End that."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def charge(
+        self,
+        identity: Identity,
+        all_params: Sequence[RequestParams],
+        made: Sequence[GenerateRequest],
+    ) -> ReplyCharge | None:
+        """Charge a reply before its requests run.
+
+        Args:
+            identity: Whose it is: the limits are those of the key's own tier, whichever it asks
+                for.
+            all_params: What was asked for.
+            made: The requests made of that, one each.
+
+        Returns:
+            What hears of every request's end; None for a key without limits.
+
+        Raises:
+            InvalidRequest: It would not fit into an empty minute.
+            RateLimited: It does not fit now.
+        """
+        limits = self._limits(identity.tier)
+        if limits == NOTHING or not made:
+            return None
+        key = identity.key or ANYBODY
+        tokens = sum(
+            _most_tokens(request, params, limits.tokens)
+            for params, request in zip(all_params, made, strict=True)
+        )
+        name = all_params[0].request_id
+        charge = await self._quotas.charge(key, limits, Amount(1, tokens), name)
+        return ReplyCharge(self._quotas, key, charge, len(made))
+
+    def headers(self, identity: Identity) -> dict[str, str]:
+        """Return how a key stands to its limits; empty for one without."""
+        limits = self._limits(identity.tier)
+        if limits == NOTHING:
+            return {}
+        now = self._quotas.standing(identity.key or ANYBODY, limits)
+        shown: dict[str, str] = {}
+        for kind, limit, left, reset_s in zip(KINDS, limits, now.left, now.reset_s, strict=True):
+            if limit:
+                shown[f"x-ratelimit-limit-{kind}"] = str(limit)
+                shown[f"x-ratelimit-remaining-{kind}"] = str(left)
+                shown[f"x-ratelimit-reset-{kind}"] = duration(reset_s)
+        return shown
+
+    def _limits(self, tier: str) -> Amount:
+        found = self._tiers.by_name.get(tier)
+        if found is None:  # nobody's: the call was refused before its key was known
+            return NOTHING
+        return Amount(found.requests_per_minute, found.tokens_per_minute)
+
+
+def used_tokens(ended: RequestEnded | None) -> int:
+    """Return what a request has used: nothing if it never ran, or failed by our fault."""
+    if ended is None:
+        return 0
+    error = ended.error
+    if error is not None:
+        is_ours = error.http_status >= HTTPStatus.INTERNAL_SERVER_ERROR
+        # A deadline is the client's to choose: up to it, the work was done.
+        if not ended.timing.path or (is_ours and not isinstance(error, DeadlineExceeded)):
+            return 0
+    return ended.usage.prompt_tokens + ended.usage.completion_tokens
+
+
+def duration(seconds: float) -> str:
+    """Write a duration as OpenAI does: `6m0s`, `1.5s`, `20ms`; never shorter than it is."""
+    ms = math.ceil(seconds * 1000)
+    if ms < 1000:
+        return f"{ms}ms" if ms else "0s"
+    minutes, ms = divmod(ms, 60_000)
+    rest = f"{ms / 1000:g}s"
+    return f"{minutes}m{rest}" if minutes else rest
+
+
+def _most_tokens(request: GenerateRequest, params: RequestParams, limit: int) -> int:
+    """Return what a request may use at most, or an estimate if its client leaves that open."""
+    num_prompt, sampling = len(request.token_ids), request.sampling
+    if "max_tokens" in params.sampling:
+        return num_prompt + sampling.max_tokens * sampling.n
+    output = min(sampling.max_tokens, ESTIMATED_OUTPUT_TOKENS) * sampling.n
+    # An estimate keeps nobody out for good.
+    return num_prompt + max(1, min(output, limit - num_prompt) if limit else output)

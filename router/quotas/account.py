@@ -1,0 +1,228 @@
+"""One key's ledger at one router, kept equal to the one in the store.
+
+Owns the claims that wait for a decision, and the turns in which the ledger is replaced. Does not
+know why the store may be away.
+
+Who holds the lock decides all claims that wait, with one call: the ledger with their charges in it
+replaces the one in the store. If another router was faster, its ledger is merged and everything is
+decided again. After a call that failed, nobody knows whether it was carried out: the charges of the
+draft are kept and given back, which is right in either case.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from core.errors import RateLimited
+from core.ports import NO_ENTRY
+from router.quotas.ledger import NOTHING, Amount, Ledger, less
+from router.quotas.ledger_store import Answer, LedgerStore
+from router.quotas.rules import Sharing, refusal
+
+
+@dataclass(eq=False, slots=True)
+class Charge:
+    """What one request was charged; settled once, when the request ends."""
+
+    second: int
+    amount: Amount
+    """Without what earlier runs of the request have paid."""
+    paid: Amount = NOTHING
+    name: str = ""
+    """Of a request that its client has named."""
+    owner: str = ""
+    is_settled: bool = False
+
+
+@dataclass(eq=False, slots=True)
+class Claim:
+    """A request that waits to be charged."""
+
+    limits: Amount
+    amount: Amount
+    name: str
+    outcome: Charge | RateLimited | None = None
+
+
+class Account:
+    """The ledger of one key."""
+
+    def __init__(
+        self,
+        key: str,
+        router: str,
+        now_ms: Callable[[], int],
+        read_sharing: Callable[[], Sharing],
+        new_owner: Callable[[], str],
+    ) -> None:
+        """Start with an empty ledger of this router's."""
+        self.key = key
+        self.ledger = Ledger(router)
+        self.lock = asyncio.Lock()
+        self.is_dirty = False
+        """The store does not have all of it."""
+        self._known = NO_ENTRY
+        self._waiting: dict[Claim, None] = {}
+        self._endings: list[tuple[Charge, Amount]] = []
+        """Named requests' charges and what was used, until it is known who leans on them."""
+        self._now_ms = now_ms
+        self._read_sharing = read_sharing
+        self._new_owner = new_owner
+
+    @property
+    def is_idle(self) -> bool:
+        """True if nothing of it counts or waits."""
+        return not (self.ledger.slots or self._waiting or self.lock.locked())
+
+    # --- claims -----------------------------------------------------------------------------------
+
+    def claim(self, limits: Amount, amount: Amount, name: str) -> Claim:
+        """Let a request wait for a decision."""
+        claim = Claim(limits, amount, name)
+        self._waiting[claim] = None
+        return claim
+
+    def leave(self, claim: Claim) -> None:
+        """Stop waiting; what is charged already is given back."""
+        self._waiting.pop(claim, None)
+        if isinstance(claim.outcome, Charge):
+            self._give_back(claim.outcome)
+
+    async def decide(self, store: LedgerStore) -> None:
+        """Decide every claim that waits; the lock is held.
+
+        Raises:
+            StoreFailed: Nothing is decided.
+        """
+        is_fresh = False
+        while True:
+            was_alone = self._read_sharing().is_alone
+            draft = self._draft()
+            outcomes = {claim: self._outcome(claim, draft) for claim in self._waiting}
+            charges = [o for o in outcomes.values() if isinstance(o, Charge)]
+            if charges:
+                if not await self._replace(store, draft, charges):
+                    is_fresh = True
+                    continue
+                if self._read_sharing().is_alone and not was_alone:
+                    # The store turned out to have lost something: decide again, by the share.
+                    for charge in charges:
+                        self._give_back(charge)
+                    continue
+            elif not is_fresh:  # others may have refunded since
+                self._merge(await store.read(self.key))
+                is_fresh = True
+                continue
+            for claim, outcome in outcomes.items():
+                if claim in self._waiting:
+                    del self._waiting[claim]
+                    claim.outcome = outcome
+                elif isinstance(outcome, Charge):  # it waits no longer
+                    self._give_back(outcome)
+            return
+
+    def decide_alone(self, claim: Claim) -> None:
+        """Decide a claim by what is known here."""
+        self._waiting.pop(claim, None)
+        self.ledger.prune(self._now_ms() // 1000)
+        claim.name = ""  # who leans on it cannot be seen
+        claim.outcome = self._outcome(claim, self.ledger)
+        self.is_dirty = True
+
+    def _outcome(self, claim: Claim, draft: Ledger) -> Charge | RateLimited:
+        now_ms = self._now_ms()
+        paid = draft.paid(claim.name) if claim.name else NOTHING
+        charge = Charge(now_ms // 1000, less(claim.amount, paid), paid, claim.name)
+        error = refusal(draft, charge.amount, claim.limits, self._read_sharing(), now_ms)
+        if error is not None:
+            return error
+        draft.charge(charge.second, charge.amount)
+        if claim.name:
+            charge.owner = self._new_owner()
+            draft.begin(claim.name, charge.owner, claim.amount, now_ms)
+        return charge
+
+    # --- endings ----------------------------------------------------------------------------------
+
+    def settle(self, charge: Charge, used: Amount) -> None:
+        """Refund what was charged and not used; only the first call counts.
+
+        What was used beyond an estimate is charged now.
+        """
+        if charge.is_settled:
+            return
+        charge.is_settled = True
+        self.is_dirty = True
+        paid = Amount(*map(sum, zip(charge.paid, charge.amount, strict=True)))
+        self.ledger.charge(self._now_ms() // 1000, less(used, paid))
+        if charge.name:  # by now, a later run at another router may lean on it
+            self._endings.append((charge, used))
+        else:
+            self.ledger.refund(charge.second, less(charge.amount, used))
+
+    def _give_back(self, charge: Charge) -> None:
+        """Undo a charge that was written, or may have been."""
+        charge.is_settled = True
+        self.is_dirty = True
+        self.ledger.refund(charge.second, charge.amount)
+        if charge.name:
+            self.ledger.settle(charge.name, charge.owner, charge.paid)
+
+    async def push(self, store: LedgerStore) -> None:
+        """Write what the store does not have; the lock is held.
+
+        Raises:
+            StoreFailed: It may have been written.
+        """
+        while True:
+            draft = self._draft()
+            endings, self._endings = self._endings, []
+            for charge, used in endings:
+                counted = Amount(*map(max, charge.paid, used))
+                if draft.settle(charge.name, charge.owner, counted):
+                    draft.refund(charge.second, less(charge.amount, less(counted, charge.paid)))
+            if await self._replace(store, draft, []):
+                return
+            self._endings = endings + self._endings
+
+    # --- the store --------------------------------------------------------------------------------
+
+    def _draft(self) -> Ledger:
+        draft = self.ledger.copy()
+        draft.prune(self._now_ms() // 1000)
+        return draft
+
+    async def _replace(self, store: LedgerStore, draft: Ledger, charges: list[Charge]) -> bool:
+        """Replace the ledger in the store by a draft that goes on from this one.
+
+        Returns:
+            False if another router was faster; then this ledger has what it wrote, and not the
+            draft.
+        """
+        self.is_dirty = False  # what changes from here on is not in the draft
+        try:
+            answer = await store.replace(self.key, self._known, draft)
+        except BaseException:
+            self._adopt(draft)
+            self.is_dirty = True
+            for charge in charges:
+                self._give_back(charge)
+            raise
+        if answer.is_written:
+            self._adopt(draft)
+        if not answer.is_expected:
+            self.is_dirty = True  # what was found and what is here are not together in the store
+        self._merge(answer)
+        return answer.is_written
+
+    def _adopt(self, draft: Ledger) -> None:
+        # Merged, not assigned: refunds may have come to the ledger since.
+        self.ledger.merge(draft.slots, draft.runs)
+
+    def _merge(self, answer: Answer) -> None:
+        self._known = answer.known
+        if answer.other is not None:
+            slots = {(router, second): slot for router, second, slot in answer.other.slots}
+            self.ledger.merge(slots, answer.other.runs)

@@ -1,0 +1,148 @@
+"""Bugs of quotas: charges that are lost, counted twice or refunded twice, and shares without end."""
+
+from planted.bug import Bug
+
+LEDGER = "tests/unit/router/quotas/test_ledger.py::"
+ROUTERS = "tests/unit/router/quotas/test_quotas.py::"
+FAULTS = "tests/unit/router/quotas/test_ledger_store.py::"
+CHARGING = "tests/unit/router/test_charging.py::"
+
+BUGS = [
+    Bug(
+        "a copy that comes late overwrites what is known",
+        "router/quotas/ledger.py",
+        "self.slots.get(key, slot).merged(slot)",
+        "slot",
+        LEDGER + "test_a_copy_that_is_behind_takes_nothing_away",
+    ),
+    Bug(
+        "copies are added up instead of merged",
+        "router/quotas/ledger.py",
+        "Slot(*map(max, self, other))",
+        "Slot(*map(sum, zip(self, other, strict=True)))",
+        LEDGER + "test_copies_merge_in_any_order_and_any_number_of_times",
+    ),
+    Bug(
+        "a minute ends at its border",
+        "router/quotas/ledger.py",
+        "            if second >= now_s - WINDOW_S and router",
+        "            if second >= now_s - WINDOW_S + 1 and router",
+        LEDGER + "test_no_sixty_seconds_hold_more_than_the_limit",
+    ),
+    Bug(
+        "a faster router's charges are not looked at",
+        "router/quotas/account.py",
+        "                if not await self._replace(store, draft, charges):\n"
+        "                    is_fresh = True\n                    continue\n",
+        "                await self._replace(store, draft, charges)\n",
+        ROUTERS + "test_what_one_router_grants_counts_at_the_other",
+    ),
+    Bug(
+        "a refusal is decided by what was known before",
+        "router/quotas/account.py",
+        "        is_fresh = False\n        while True:\n            was_alone",
+        "        is_fresh = True\n        while True:\n            was_alone",
+        ROUTERS + "test_a_refund_that_another_router_has_just_told_is_looked_for",
+    ),
+    Bug(
+        "a call whose answer was lost is charged twice",
+        "router/quotas/account.py",
+        "            for charge in charges:\n                self._give_back(charge)\n            raise\n",
+        "            raise\n",
+        FAULTS + "test_a_call_whose_answer_is_lost_charges_once",
+    ),
+    Bug(
+        "who leaves while being charged pays",
+        "router/quotas/account.py",
+        "                elif isinstance(outcome, Charge):  # it waits no longer\n"
+        "                    self._give_back(outcome)\n",
+        "",
+        FAULTS + "test_a_client_that_leaves_while_it_is_charged_pays_nothing",
+    ),
+    Bug(
+        "a charge is refunded twice",
+        "router/quotas/account.py",
+        "        if charge.is_settled:\n            return\n",
+        "",
+        ROUTERS + "test_what_was_not_used_is_refunded_once_and_seen_at_the_other_router",
+    ),
+    Bug(
+        "a refund stays with its router",
+        "router/quotas/account.py",
+        "        charge.is_settled = True\n        self.is_dirty = True\n        paid",
+        "        charge.is_settled = True\n        paid",
+        ROUTERS + "test_what_was_not_used_is_refunded_once_and_seen_at_the_other_router",
+    ),
+    Bug(
+        "a run that others lean on is refunded",
+        "router/quotas/ledger.py",
+        "        if last.owner != owner:\n            return False\n",
+        "",
+        ROUTERS + "test_who_cuts_the_first_run_short_pays_for_the_second",
+    ),
+    Bug(
+        "every run of a named request is charged",
+        "router/quotas/account.py",
+        "paid = draft.paid(claim.name) if claim.name else NOTHING",
+        "paid = NOTHING",
+        ROUTERS + "test_a_named_request_is_charged_once_however_often_and_wherever_it_runs",
+    ),
+    Bug(
+        "a router without the store grants without end",
+        "router/quotas/rules.py",
+        "    if not sharing.is_alone or own == NOTHING or fits(own, amount, share):\n",
+        "    if True:\n",
+        FAULTS + "test_without_the_store_each_router_grants_its_share_and_waits_for_nobody",
+    ),
+    Bug(
+        "a store that is away is asked by every request",
+        "router/quotas/quotas.py",
+        "if self._store is not None and not self.is_local:",
+        "if self._store is not None:",
+        FAULTS + "test_without_the_store_each_router_grants_its_share_and_waits_for_nobody",
+    ),
+    Bug(
+        "after a loss a router grants by what it knows",
+        "router/quotas/quotas.py",
+        "GRACE_MS = 2_500",
+        "GRACE_MS = 0",
+        FAULTS + "test_an_emptied_store_forgets_nothing_that_a_router_knew",
+    ),
+    Bug(
+        "what an emptied store lacks is not written again",
+        "router/quotas/quotas.py",
+        "        for account in self._accounts.values():\n            account.is_dirty = True\n",
+        "",
+        FAULTS + "test_an_emptied_store_is_told_of_routers_that_are_dead",
+    ),
+    Bug(
+        "a router's own clock counts for all",
+        "router/quotas/shared_clock.py",
+        "        if not self.is_shared:\n            self._move(ahead_ms)\n",
+        "        if not self.is_shared:\n            self._move(0)\n",
+        ROUTERS + "test_routers_whose_clocks_began_elsewhere_count_alike",
+    ),
+    Bug(
+        "a forged value counts",
+        "router/quotas/values.py",
+        "        if not hmac.compare_digest(tag, self._tag(name, body)):\n            return None\n",
+        "",
+        "tests/unit/router/quotas/test_values.py::"
+        "test_what_no_router_of_this_cluster_wrote_there_is_not_read",
+    ),
+    Bug(
+        "a failed request is charged",
+        "router/charging.py",
+        "        if not ended.timing.path or (is_ours and not isinstance(error, DeadlineExceeded)):\n"
+        "            return 0\n",
+        "",
+        CHARGING + "test_our_faults_are_not_charged_and_the_clients_choices_are",
+    ),
+    Bug(
+        "only one choice is charged",
+        "router/charging.py",
+        "sampling.max_tokens * sampling.n\n",
+        "sampling.max_tokens\n",
+        CHARGING + "test_prompt_and_the_longest_output_of_every_choice_are_charged_until_the_end",
+    ),
+]

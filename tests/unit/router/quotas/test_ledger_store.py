@@ -1,0 +1,192 @@
+"""Quotas while their store is away, slow or empty: no request waits for it, and little is lost."""
+
+import asyncio
+import logging
+
+from support.quotas import (
+    GRACE_S,
+    PERIOD_S,
+    Routers,
+    Shifted,
+    left,
+    refused,
+    take,
+    virtual,
+)
+
+from core.clocks import LoopClock
+from router.quotas.quotas import CALL_TIMEOUT_S
+from simulation.loop import run_virtual
+from simulation.quota_store import MemoryQuotaStore
+
+
+@virtual
+async def test_a_call_whose_answer_is_lost_charges_once():
+    async with Routers(1) as routers:
+        (one,) = routers
+        routers.store.num_answers_to_lose = 1
+        assert await take(one, 600)
+        assert routers.alone == ["r0"]
+        assert left(one) == 400
+        await asyncio.sleep(2)
+        assert await take(one, 400)
+        assert not await take(one, 1)
+
+
+@virtual
+async def test_a_client_that_leaves_while_it_is_charged_pays_nothing():
+    async with Routers(2, MemoryQuotaStore(lambda: 0.01)) as (one, two):
+        for delay_s in (0.0, 0.005, 0.015, 0.019):
+            claim = asyncio.create_task(take(one, 900))
+            await asyncio.sleep(delay_s)
+            claim.cancel()
+            await asyncio.gather(claim, return_exceptions=True)
+            await asyncio.sleep(0.5)
+        assert await take(two, 1000)
+
+
+@virtual
+async def test_without_the_store_each_router_grants_its_share_and_waits_for_nobody():
+    async with Routers(2) as routers:
+        one, two = routers
+        assert await take(one, 100)
+        assert await take(two, 200)
+        assert await take(one, 1)  # now it knows of both
+        routers.store.mode = "down"
+        await asyncio.sleep(3 * PERIOD_S + 0.5)
+        assert one.is_local and two.is_local
+        before = routers.store.num_calls, LoopClock().now_s()
+        assert await take(one, 399)
+        error = await refused(one, 1)
+        assert "its share" in error.message
+        assert error.retry_after_s > 50
+        assert before == (routers.store.num_calls, LoopClock().now_s())
+        assert left(one) == 0
+        # Of the other's it knows all that was told.
+        assert not await take(two, 901)
+        assert await take(two, 300)
+        assert not await take(two, 1)
+
+
+@virtual
+async def test_one_request_is_granted_even_if_a_share_is_less():
+    async with Routers(4) as routers:
+        routers.store.mode = "down"
+        await asyncio.sleep(3 * PERIOD_S + 0.5)
+        assert await take(routers[0], 800)
+        assert not await take(routers[0], 1)
+
+
+@virtual
+async def test_a_slow_store_is_awaited_for_50_ms_and_soon_not_at_all():
+    async with Routers(2) as routers:
+        (one, _) = routers
+        assert await take(one, 1)
+        routers.store.mode = "slow"
+        waits = []
+        for _ in range(6):
+            began_s = LoopClock().now_s()
+            assert await take(one, 1)
+            waits.append(LoopClock().now_s() - began_s)
+        assert max(waits) <= CALL_TIMEOUT_S + 0.001
+        assert waits[-1] == 0
+        assert one.is_local
+
+
+@virtual
+async def test_one_that_is_back_is_told_what_was_granted_without_it():
+    async with Routers(2) as routers:
+        one, two = routers
+        routers.store.mode = "down"
+        await asyncio.sleep(3 * PERIOD_S + 0.5)
+        assert await take(one, 500)
+        assert await take(two, 400)
+        routers.store.mode = "ok"
+        await asyncio.sleep(1.5 * PERIOD_S + GRACE_S)
+        assert not one.is_local
+        assert not await take(one, 101)
+        assert await take(one, 100)
+        assert not await take(two, 1)
+
+
+@virtual
+async def test_an_emptied_store_forgets_nothing_that_a_router_knew():
+    async with Routers(2) as routers:
+        one, two = routers
+        assert await take(one, 600)
+        assert await take(two, 300)
+        routers.store.empty()
+        # The first knows nothing of the 300: it must not grant by what it knows.
+        assert not await take(one, 200)
+        await asyncio.sleep(PERIOD_S + GRACE_S + 0.5)
+        assert not await take(one, 101)
+        assert await take(one, 100)
+        assert not await take(two, 1)
+        assert not routers.alone
+
+
+@virtual
+async def test_an_emptied_store_is_told_of_routers_that_are_dead():
+    async with Routers(3) as routers:
+        one, two, three = routers
+        assert await take(one, 600)
+        assert await take(two, 100)
+        await routers.kill(one)
+        routers.store.empty()
+        await asyncio.sleep(PERIOD_S + GRACE_S + 0.5)
+        assert not await take(three, 301)
+        assert await take(three, 300)
+
+
+@virtual
+async def test_the_first_to_see_an_emptied_store_may_be_new_and_count_from_elsewhere():
+    for ahead_s in (-100_000.0, 100_000.0):
+        async with Routers(2) as routers:
+            one, two = routers
+            assert await take(one, 700)
+            routers.store.empty()
+            fresh = routers.new("fresh", Shifted(ahead_s))
+            routers.start(fresh)
+            await asyncio.sleep(PERIOD_S + GRACE_S + 0.5)
+            assert not await take(two, 301), ahead_s
+            assert await take(fresh, 300), ahead_s
+            await asyncio.sleep(64)
+            assert await take(one, 1000), ahead_s
+
+
+@virtual
+async def test_what_is_in_the_store_and_of_no_router_changes_nothing():
+    async with Routers(2) as routers:
+        one, two = routers
+        assert await take(one, 600)
+        for name, (value, ends_at) in dict(routers.store._values).items():
+            forged = type(value)(value.version + 5, value.content[:-1] + b"?")
+            routers.store._values[name] = (forged, ends_at)
+        await asyncio.sleep(PERIOD_S + GRACE_S + 0.5)
+        assert not await take(two, 500)
+        assert await take(two, 400)
+
+
+@virtual
+async def test_accounts_of_idle_keys_are_dropped():
+    async with Routers(1) as (one,):
+        for index in range(20):
+            await take(one, 1, key=f"key{index}")
+        await asyncio.sleep(59)
+        assert len(one._accounts) == 20
+        await asyncio.sleep(5)
+        assert not one._accounts
+
+
+def test_events_say_when_routers_cannot_compare_and_when_they_can_again(caplog):
+    async def main():
+        async with Routers(2) as routers:
+            routers.store.mode = "down"
+            await asyncio.sleep(3 * PERIOD_S + 0.5)
+            routers.store.mode = "ok"
+            await asyncio.sleep(2 * PERIOD_S)
+
+    caplog.set_level(logging.INFO, "baton")
+    run_virtual(main())
+    assert [r.event for r in caplog.records] == ["quotas_local"] * 2 + ["quotas_shared"] * 2
+    assert caplog.records[0].fields["reason"] == "the store is down"
