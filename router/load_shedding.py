@@ -118,8 +118,10 @@ class LoadShedding:
             name = f"tiers.{tier}.max_ttft_s"
             limits.append((wait.first_token_s, own.max_ttft_s, "its turn", name))
         if deadline_at is not None:
+            # What workers seem to need counts only for those who ask for a limit on it: one that
+            # stood still for a while looks slow for long after.
             left_s = max(0.0, deadline_at - now_s)
-            limits.append((wait.first_token_s, left_s, "its turn", "the time left to it"))
+            limits.append((wait.permit_s, left_s, "a permit", "the time left to it"))
         for wait_s, limit_s, for_what, name in limits:
             if wait_s > limit_s:
                 return Shortage(
