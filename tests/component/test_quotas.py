@@ -167,7 +167,7 @@ async def test_every_answer_of_a_limited_key_shows_its_quota(fleet):
 
 
 def message(max_tokens):
-    return pb.GenerateRequest(text=PROMPT, sampling=pb.SamplingOptions(max_tokens=max_tokens))
+    return pb.GenerateRequest(text=PROMPT, stopping=pb.StoppingOptions(max_tokens=max_tokens))
 
 
 async def test_grpc_has_the_same_in_its_trailers(fleet):

@@ -69,6 +69,7 @@ class Service:
         self.keyring = Ring(key)
         self.bad_keys = BadKeys(lambda: 1.0)
         self.recorder = SimpleNamespace(call_ended=lambda call: None)
+        self.charging = SimpleNamespace(headers=lambda identity: {})
         clock = SimpleNamespace(now_s=lambda: 1.0)
         self._maker = RequestBuilder(MODEL, self.config, None, clock, Ids(), b"key", list, TEXT)
         self.made = []
@@ -83,7 +84,10 @@ class Service:
         self.made += [await self._maker.make(wish) for wish in wishes]
         return self.made[-len(wishes) :]
 
-    def open(self, *requests):
+    async def charge(self, wishes, made):
+        return None
+
+    def open(self, *requests, charge=None):
         return Answers(requests)
 
 
