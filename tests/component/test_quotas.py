@@ -62,6 +62,18 @@ class Answers:
         pass
 
 
+class LimitedRouter(RouterServers):
+    """A router with quotas over a Redis."""
+
+    def __init__(self, folder, url, keys):
+        store = RedisQuotaStore(url, "n")
+        store._client = redis_client.new_client(url, TIMEOUT_S)
+        parts = {"quota_store": store, "cluster_key": SECRET}
+        super().__init__(folder, parts=parts, tiers=TIERS, keys=keys, replicas=2)
+        self.service._runner = self.runner = Answers()
+        self.service.charging.start()
+
+
 class Fleet:
     """Routers over one Redis and one key file."""
 
@@ -71,13 +83,8 @@ class Fleet:
         self.keys = None
 
     def router(self):
-        store = RedisQuotaStore(self.url, "n")
-        store._client = redis_client.new_client(self.url, TIMEOUT_S)
-        parts = {"quota_store": store, "cluster_key": SECRET}
-        made = RouterServers(self.folder, parts=parts, tiers=TIERS, replicas=2, keys=self.keys)
-        self.keys = self.keys or made.made
-        made.service._runner = made.runner = Answers()
-        made.service.charging.start()
+        made = LimitedRouter(self.folder, self.url, self.keys)
+        self.keys = made.made
         return made
 
 
@@ -91,6 +98,7 @@ def server(monkeypatch):
     running = RedisServer()
     yield running
     running.stop()
+    running._process.wait()  # one that a test has started has nobody else to reap it
 
 
 @pytest.fixture
