@@ -40,7 +40,7 @@ PROBES = 10
 REST_S = 10.0
 RECOVERY_S = 60.0
 RAMP_SHARE = 0.25
-QUEUED_OUT = "no permit within"
+QUEUED_OUT = "queue_timeout"
 AIMS = {"refusal_p99_s": 0.05, "goodput": 0.9, "recovery_s": 2.0}
 
 
@@ -233,7 +233,7 @@ async def recovery_s(door, ended_at, normal_s):
 def decision_s(outcome, queue_wait_s):
     """How long a refusal took from when it was possible: at once, or when the wait was over."""
     took_s = outcome.ended_at - outcome.sent_at
-    return took_s - queue_wait_s if QUEUED_OUT in outcome.message else took_s
+    return took_s - queue_wait_s if outcome.code == QUEUED_OUT else took_s
 
 
 async def overload(door, rate, options, normal_s):
@@ -257,7 +257,7 @@ async def overload(door, rate, options, normal_s):
         "ok": len(good),
         "refused": Counter(f"{o.status} {o.code}" for o in refused),
         "other": Counter(f"{o.status} {o.code}" for o in others),
-        "refused_after_queuing": sum(QUEUED_OUT in o.message for o in refused),
+        "refused_after_queuing": sum(o.code == QUEUED_OUT for o in refused),
         "refusal_s": quantiles(refusals_s) if refusals_s else None,
         "ttft_s": quantiles([o.ttft_s for o in good]) if good else None,
         "itl_s": quantiles(gaps) if gaps else None,
@@ -277,6 +277,7 @@ async def measure(options, console):
         "router.max_running": options.max_running,
         "router.max_queued": options.max_running,
         "router.queue_wait_s": options.queue_wait_s,
+        "tiers.standard.max_ttft_s": options.max_ttft_s,
         "router.log_requests": False,
         "placement.path": options.path,
     }
@@ -375,6 +376,12 @@ def main():
         "--max-running", type=int, default=32, help="permits, and places in the queue"
     )
     parser.add_argument("--queue-wait-s", type=float, default=0.5)
+    parser.add_argument(
+        "--max-ttft-s",
+        type=float,
+        default=0.5,
+        help="tiers.standard.max_ttft_s: of the SLO, what may pass before a prompt's own turn; 0: off",
+    )
     parser.add_argument("--slo-s", type=float, default=1.0, help="to the first token, from sending")
     parser.add_argument("--path", choices=("auto", "pd", "local"), default="auto")
     parser.add_argument("--seed", type=int, default=1)

@@ -13,6 +13,9 @@
     ├─ RateLimited                 429  RESOURCE_EXHAUSTED
     ├─ Unavailable                 503  UNAVAILABLE
     │   ├─ Overloaded              503  UNAVAILABLE
+    │   │   ├─ QueueFull           503  UNAVAILABLE
+    │   │   ├─ QueueTimeout        503  UNAVAILABLE
+    │   │   └─ TooLate             503  UNAVAILABLE
     │   ├─ NoWorker                503  UNAVAILABLE
     │   ├─ Draining                503  UNAVAILABLE
     │   ├─ PoolExhausted           503  UNAVAILABLE
@@ -154,7 +157,7 @@ class Unavailable(ServingError):
 
 
 class Overloaded(Unavailable):
-    """The admission queue is full, or the wait in it was too long."""
+    """There is no room for the request now."""
 
     is_retryable = False
 
@@ -162,6 +165,24 @@ class Overloaded(Unavailable):
         """Keep when to come back (seconds)."""
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+
+class QueueFull(Overloaded):
+    """As many requests, or tokens of their prompts, wait for a permit as may."""
+
+    code = "queue_full"
+
+
+class QueueTimeout(Overloaded):
+    """No permit came free while the request waited for one."""
+
+    code = "queue_timeout"
+
+
+class TooLate(Overloaded):
+    """Predicted: the request would wait beyond its deadline, or longer than requests may."""
+
+    code = "too_late"
 
 
 class NoWorker(Unavailable):

@@ -1,6 +1,7 @@
 """Identifiers, each its own type so that the checker catches a swap.
 
-Owns the id types and the making of random ones. Does not know what they name.
+Owns the id types, the making of random ones, and with it the source of randomness. Does not know
+what they name.
 """
 
 from __future__ import annotations
@@ -59,6 +60,10 @@ class Ids:
         """Return the number of one worker start; unequal to any other with overwhelming odds."""
         # Never 0, which stands for no worker.
         return Incarnation(self._rng.getrandbits(63) | 1)
+
+    def spread(self, value: float, share: float) -> float:
+        """Return a number up to so large a share below or above `value`, all equally likely."""
+        return value * self._rng.uniform(1 - share, 1 + share)
 
 
 def seed_of(request_id: RequestId, key: bytes, tenant: str = "") -> int:

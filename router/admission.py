@@ -1,7 +1,8 @@
 """Permits: how many requests run at once, how many may wait, and for how long.
 
 Owns every permit: granting one counts it at once, and its holder gives it back. Does not know
-workers, and leaves to `router.tier_queues` who goes next and who makes room.
+workers; leaves to `router.tier_queues` who goes next and who makes room, and to
+`router.load_shedding` what would come too late.
 
 A request takes a permit for each of its choices. A tier takes no more than its share of them,
 whatever it asks for: the others find what is left.
@@ -11,13 +12,17 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
+from core.clocks import LoopClock
 from core.config import TierConfig, default_tiers
-from core.errors import Draining, InvalidRequest, Overloaded
+from core.errors import Draining, InvalidRequest, Overloaded, QueueFull, QueueTimeout
+from core.ids import Ids
 from core.types import CANARY_TIER, MAX_CHOICES, GenerateRequest
+from router.expected_wait import Ahead
+from router.load_shedding import LoadShedding, Shortage
 from router.tier_queues import TierQueue, TierQueues, Waiter
 
 
@@ -38,9 +43,11 @@ class Admission:
         queue_wait_s: float,
         max_queued_tokens: int = 1 << 22,
         tiers: Mapping[str, TierConfig] | None = None,
+        shedding: LoadShedding | None = None,
     ) -> None:
         """Start with all permits free; the limits are those of all tiers together."""
         self._tiers = default_tiers() if tiers is None else tiers
+        self._shedding = shedding or LoadShedding(LoopClock(), Ids(), self._tiers, queue_wait_s)
         self._max_running = max_running
         self._max_queued = max_queued
         self._queue_wait_s = queue_wait_s
@@ -73,37 +80,88 @@ class Admission:
         """Hold a permit for the length of the block.
 
         Raises:
-            Overloaded: The queue is full, or no permit came in time; nothing is held.
+            Overloaded: The queue is full, no permit came in time or none will; nothing is held.
             Draining: The router is shutting down.
         """
         if request.tier == CANARY_TIER:  # a full router is still ready
             yield
             return
         tier = request.tier
+        num_tokens = len(request.token_ids)
+        self._check_draining()
+        ahead = self._ahead_of(tier, request.tenant)
+        shortage = self._shedding.too_late(tier, ahead, num_tokens, request.deadline_at)
+        if shortage is not None:
+            raise self._refusal(tier, shortage)
         num_permits = self._num_permits(tier, request.sampling.n)
-        await self._acquire(tier, request.tenant, num_permits, len(request.token_ids))
+        await self._acquire(tier, request.tenant, num_permits, num_tokens)
         try:
             yield
         finally:
             self._release(tier, num_permits)
 
-    def check_open(self, tier: str, tenant: str) -> None:
-        """Refuse early, before any work, what would find no place in the queue.
+    def check_open(self, tier: str, tenant: str, others: Sequence[str] = ()) -> None:
+        """Refuse early, before any work, what would find no place in the queue, or wait too long.
+
+        Args:
+            tier: The request's, which counts its refusal.
+            tenant: Whose it is.
+            others: Tiers that it may turn out to ask for: it is only refused if there is room in
+                none of them either.
 
         Raises:
-            Overloaded: The queue is full, and nobody has to make room.
+            QueueFull: Nobody has to make room.
+            TooLate: It would wait too long.
             Draining: The router is shutting down.
         """
+        self._check_draining()
+        shortages = []
+        for name in dict.fromkeys((tier, *others)):
+            shortage = self._shortage(name, tenant)
+            if shortage is None:
+                return
+            shortages.append(shortage)
+        raise self._refusal(tier, min(shortages, key=lambda one: one.room_in_s))
+
+    def _check_draining(self) -> None:
         if self.is_draining:
             raise Draining("the router is shutting down; try another one")
-        if not self.has_room(tier, tenant):
-            raise self._full(tier)
 
-    def has_room(self, tier: str, tenant: str) -> bool:
-        """True if a newcomer could run or wait; never while draining."""
-        if self.is_draining:
-            return False
-        return self._may_run_now(tier, 1) or self._waiting.has_place_for(tier, tenant)
+    def _ahead_of(self, tier: str, tenant: str) -> Ahead:
+        before = self._waiting.before(tier, tenant, asyncio.get_running_loop().time())
+        share = self._max_running_of(tier)
+        num_left = share - self._num_running[tier]
+        is_limited = share < self._max_running
+        return Ahead(
+            self.num_running,
+            before.num_requests,
+            before.num_tokens,
+            self._may_run_now(tier, 1),
+            max(0, before.num_own + 1 - num_left) if is_limited else 0,
+        )
+
+    def _shortage(self, tier: str, tenant: str) -> Shortage | None:
+        """Say why a newcomer would be refused; None: it is let in."""
+        if not (self._may_run_now(tier, 1) or self._waiting.has_place_for(tier, tenant)):
+            return self._full(tier, tenant)
+        return self._shedding.too_late(tier, self._ahead_of(tier, tenant))
+
+    def _full(self, tier: str, tenant: str) -> Shortage:
+        running, queued = self._num_running[tier], len(self._waiting.by_tier[tier].line)
+        message = (
+            f"{self.num_running} requests run and {self.num_queued} wait, the limits are "
+            f"{self._max_running} and {self._max_queued} (of tier {tier} {running} and {queued}, "
+            f"{self._max_running_of(tier)} and {self._waiting.by_tier[tier].max_queued}); try "
+            "again later"
+        )
+        return self._no_room(tier, tenant, QueueFull, message)
+
+    def _no_room(self, tier: str, tenant: str, kind: type[Overloaded], message: str) -> Shortage:
+        return Shortage(kind, message, self._shedding.room_in_s(tier, self._ahead_of(tier, tenant)))
+
+    def _refusal(self, tier: str, shortage: Shortage) -> Overloaded:
+        self.num_refused[tier] += 1
+        return self._shedding.refusal(shortage)
 
     def check_share(self, num_prompts: int, num_choices: int) -> None:
         """Refuse a reply that would need more than half of all permits.
@@ -131,8 +189,6 @@ class Admission:
     # --- waiting ----------------------------------------------------------------------------------
 
     async def _acquire(self, tier: str, tenant: str, num_permits: int, num_tokens: int) -> None:
-        if self.is_draining:
-            raise Draining("the router is shutting down; try another one")
         if self._may_run_now(tier, num_permits):
             self._num_running[tier] += num_permits
             return
@@ -160,38 +216,25 @@ class Admission:
         tier = waiter.tier
         over = self._waiting.token_limit(tier, waiter.num_tokens)
         if over is not None:
-            raise self._refusal(
-                tier,
+            message = (
                 f"requests with {over[0]} prompt tokens wait, this one has {waiter.num_tokens}, "
-                f"the limit is {over[1]}; try again later",
+                f"the limit is {over[1]}; try again later"
             )
+            raise self._refusal(tier, self._no_room(tier, waiter.tenant, QueueFull, message))
         if not self._waiting.has_place_for(tier, waiter.tenant):
-            raise self._full(tier)
+            raise self._refusal(tier, self._full(tier, waiter.tenant))
         for evicted in self._waiting.join(waiter):
             if not evicted.granted.done():
-                evicted.granted.set_exception(self._full(evicted.tier))
-
-    def _full(self, tier: str) -> Overloaded:
-        running, queued = self._num_running[tier], len(self._waiting.by_tier[tier].line)
-        return self._refusal(
-            tier,
-            f"{self.num_running} requests run and {self.num_queued} wait, the limits are "
-            f"{self._max_running} and {self._max_queued} (of tier {tier} {running} and {queued}, "
-            f"{self._max_running_of(tier)} and {self._waiting.by_tier[tier].max_queued}); try "
-            "again later",
-        )
-
-    def _refusal(self, tier: str, message: str) -> Overloaded:
-        self.num_refused[tier] += 1
-        return Overloaded(message)
+                error = self._refusal(evicted.tier, self._full(evicted.tier, evicted.tenant))
+                evicted.granted.set_exception(error)
 
     def _refuse(self, waiter: _Waiter, wait_s: float) -> None:
         """End a wait that took too long, unless the permit came first."""
         if not waiter.granted.done():
             self._waiting.leave(waiter)
-            waiter.granted.set_exception(
-                self._refusal(waiter.tier, f"no permit within {wait_s:g} s; try again later")
-            )
+            message = f"no permit within {wait_s:g} s; try again later"
+            shortage = self._no_room(waiter.tier, waiter.tenant, QueueTimeout, message)
+            waiter.granted.set_exception(self._refusal(waiter.tier, shortage))
 
     # --- granting ---------------------------------------------------------------------------------
 
@@ -199,6 +242,12 @@ class Admission:
         """Give permits back."""
         self._num_running[tier] -= num_permits
         self._grant_next()
+        self._shedding.released(
+            tier,
+            is_awaited=self._next() is not None,
+            is_share_awaited=bool(self._waiting.by_tier[tier].line)
+            and not self._is_within_share(tier, 1),
+        )
 
     def _is_within_share(self, tier: str, num_permits: int) -> bool:
         share = self._max_running_of(tier)

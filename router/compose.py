@@ -21,6 +21,7 @@ from router.admission import Admission
 from router.attempts import Attempts
 from router.charging import Charging
 from router.choice_output import NewDecoder
+from router.load_shedding import LoadShedding
 from router.observe.canary import Canary
 from router.observe.explanations import Explanations
 from router.observe.prefix_report import ReadReport, gauges_of, no_report
@@ -118,7 +119,7 @@ class Router:
 def compose(components: RouterComponents, observer: RequestObserver | None = None) -> RouterCore:
     """Put a router's core together; it follows the members once `sessions.follow` is called."""
     sessions = _sessions(components)
-    admission = _admission(components)
+    admission = _admission(components, sessions)
     prefixes = _prefixes(components)
     fetches = _fetches(components, sessions)
     return _core(components, sessions, admission, prefixes, fetches, observer or RequestObserver())
@@ -132,7 +133,7 @@ def compose_service(components: RouterComponents, parts: ServiceComponents) -> R
     config = components.config
     clock = components.clock
     sessions = _sessions(components)
-    admission = _admission(components)
+    admission = _admission(components, sessions)
     mirror = (
         MembershipMirror(parts.store, lambda: [replica(view) for view in sessions.views()])
         if parts.store is not None
@@ -223,7 +224,7 @@ def _charging(
     return Charging(quotas, components.tiers)
 
 
-def _admission(components: RouterComponents) -> Admission:
+def _admission(components: RouterComponents, sessions: WorkerSessions) -> Admission:
     config = components.config
     return Admission(
         config.max_running,
@@ -231,6 +232,14 @@ def _admission(components: RouterComponents) -> Admission:
         config.queue_wait_s,
         config.max_queued_tokens,
         components.tiers.by_name,
+        LoadShedding(
+            components.clock,
+            components.ids,
+            components.tiers.by_name,
+            config.queue_wait_s,
+            components.placement,
+            sessions.candidates,
+        ),
     )
 
 

@@ -67,6 +67,11 @@ class FairQueue(Generic[Waiter]):
         """Who came first of all; None if the queue is empty."""
         return next(iter(self._joined), None)
 
+    @property
+    def newest(self) -> Waiter | None:
+        """Who came last of all; None if the queue is empty."""
+        return next(reversed(self._joined), None)
+
     def join(self, tenant: str, waiter: Waiter) -> Waiter | None:
         """Add a waiter at the end of the tenant's own queue.
 
@@ -99,6 +104,22 @@ class FairQueue(Generic[Waiter]):
         # Not if the two would then be even: they would evict one another in turn.
         return share + turn < most
 
+    def num_ahead(self, tenant: str) -> int:
+        """Count those whose turn is before that of one that the tenant adds now."""
+        mine = self._tenants.get(tenant)
+        mark = self._first_mark(tenant) if mine is None else mine.mark + mine.share
+        num_ahead = 0
+        is_behind = 0
+        for one in self._tenants.values():
+            if one is mine:
+                num_ahead += len(one.waiters)
+                # From here on tenants stand behind it in the table: equal marks are after its own.
+                is_behind = 1
+            else:
+                num_turns = (mark - one.mark - is_behind) // one.turn + 1
+                num_ahead += min(len(one.waiters), max(0, num_turns))
+        return num_ahead
+
     def drop_newest(self) -> Waiter:
         """Remove and return the newest waiter of the tenant with the most, by its weight."""
         longest = max(self._tenants.values(), key=lambda one: one.share)
@@ -110,11 +131,14 @@ class FairQueue(Generic[Waiter]):
     def _turn_of(self, tenant: str) -> int:
         return max(1, round(TURN / self._weights.get(tenant, 1.0)))
 
+    def _first_mark(self, tenant: str) -> int:
+        return self._served_mark + self._turn_of(tenant)
+
     def _add(self, tenant: str, waiter: Waiter) -> None:
         found = self._tenants.get(tenant)
         if found is None:
-            turn = self._turn_of(tenant)
-            found = self._tenants[tenant] = _Tenant(turn, self._served_mark + turn)
+            mark = self._first_mark(tenant)
+            found = self._tenants[tenant] = _Tenant(self._turn_of(tenant), mark)
         found.waiters[waiter] = None
         self._joined[waiter] = tenant
 

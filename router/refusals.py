@@ -1,13 +1,17 @@
-"""Refusals that are no error of the tree: code, status and meaning of each.
+"""Refusals: those that are no error of the tree, and when to come again after any.
 
-Owns the table. Does not know who is refused.
+Owns the table of code, status and meaning, and the bounds on a client's wait. Does not know who is
+refused.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from core.errors import all_errors
+from core.errors import RateLimited, ServingError, Unavailable, all_errors
+
+MIN_RETRY_AFTER_S = 1.0
+MAX_RETRY_AFTER_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,3 +55,15 @@ ALL = (
 )  # fmt: skip
 CODES = frozenset(kind.code for kind in ALL) | {error.code for error in all_errors()}
 """Every code that may become a label."""
+
+
+def retry_after_s(error: ServingError) -> float | None:
+    """Return when a client may try again (seconds); None: that would not help."""
+    if isinstance(error, (Unavailable, RateLimited)):
+        return bounded_wait_s(error.retry_after_s)
+    return None
+
+
+def bounded_wait_s(wait_s: float) -> float:
+    """Return a wait as clients may be told it (seconds); the shortest if it is no number."""
+    return min(wait_s, MAX_RETRY_AFTER_S) if wait_s > MIN_RETRY_AFTER_S else MIN_RETRY_AFTER_S

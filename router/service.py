@@ -85,15 +85,14 @@ class GenerationService:
     # --- requests ---------------------------------------------------------------------------------
 
     def check_open(self, identity: Identity) -> None:
-        """Refuse a caller's request before it is read, if it would find no room in any tier.
+        """Refuse a caller's request before it is read, if no tier open to it has room in time.
 
         Raises:
-            Overloaded: The queue is full.
+            Overloaded: The queue is full, or the wait would be too long.
             Draining: The router is shutting down.
         """
         tiers = self._builder.tiers_open_to(identity)
-        if not any(self._admission.has_room(tier, identity.tenant) for tier in tiers):
-            self._admission.check_open(identity.tier, identity.tenant)
+        self._admission.check_open(identity.tier, identity.tenant, tiers)
 
     async def make_request(self, params: RequestParams) -> GenerateRequest:
         """Validate parameters and turn them into a request.

@@ -33,6 +33,17 @@ class Waiter:
     """When it came (monotonic seconds)."""
 
 
+@dataclass(frozen=True, slots=True)
+class Before:
+    """What has its turn before a newcomer."""
+
+    num_requests: int
+    num_own: int
+    """Of its own tier."""
+    num_tokens: int
+    """Of the prompts of them all."""
+
+
 AnyWaiter = TypeVar("AnyWaiter", bound=Waiter)
 
 
@@ -44,10 +55,26 @@ class TierQueue(Generic[AnyWaiter]):
         own = tier.max_queued
         tokens = tier.max_queued_tokens
         self.delay_s = tier.delay_s
+        self.share = tier.max_running_share
         self.max_queued = max_queued if own is None else own
         self.max_queued_tokens = max_queued_tokens if tokens is None else tokens
         self.num_tokens = 0
         self.line: FairQueue[AnyWaiter] = FairQueue(self.max_queued, tier.tenant_weights)
+
+    def num_due(self, at: float) -> int:
+        """Estimate how many are due by then, as if they had come evenly: to count them is dear."""
+        oldest, newest = self.line.oldest, self.line.newest
+        if oldest is None or newest is None:
+            return 0
+        since_s = at - self.due_at
+        span_s = newest.joined_at - oldest.joined_at
+        if since_s >= span_s:
+            return len(self.line)
+        return 0 if since_s < 0 else max(1, round(len(self.line) * since_s / span_s))
+
+    def tokens_of(self, num: float) -> float:
+        """Estimate the prompt tokens of so many of its waiters."""
+        return self.num_tokens * num / max(1, len(self.line))
 
     @property
     def due_at(self) -> float:
@@ -82,6 +109,22 @@ class TierQueues(Generic[AnyWaiter]):
         """List the tiers in which somebody waits, that which is due first, first."""
         waiting = (queue for queue in self.by_tier.values() if queue.line)
         return iter(sorted(waiting, key=lambda queue: queue.due_at))
+
+    def before(self, tier: str, tenant: str, now_s: float) -> Before:
+        """Estimate what has its turn before one that the tenant adds to a tier now."""
+        queue = self.by_tier[tier]
+        due_at = now_s + queue.delay_s
+        others = [
+            (one, one.num_due(due_at))
+            for one in self.by_tier.values()
+            if one is not queue and one.line
+        ]
+        num_own = queue.line.num_ahead(tenant)
+        num_turns = _num_turns(num_own + 1, [(num, one.share) for one, num in others if num])
+        num_tokens = queue.tokens_of(num_own) + sum(
+            one.tokens_of(min(num, one.share * num_turns)) for one, num in others
+        )
+        return Before(round(num_turns) - 1, num_own, round(num_tokens))
 
     # --- room -------------------------------------------------------------------------------------
 
@@ -146,3 +189,21 @@ class TierQueues(Generic[AnyWaiter]):
         dropped = queue.line.drop_newest()
         queue.num_tokens -= dropped.num_tokens
         return dropped
+
+
+def _num_turns(num_own: int, others: list[tuple[int, float]]) -> float:
+    """Count turns until the last of its own tier has had its own.
+
+    Args:
+        num_own: In the own tier, with the newcomer.
+        others: Of each other tier, how many are due before it, and its share: it gets no more of
+            the turns meanwhile.
+    """
+    num = float(num_own + sum(num for num, _ in others))
+    left = 1.0
+    for num_due, share in sorted(others, key=lambda one: one[1] / one[0]):
+        if num_due <= share * num / left:
+            break
+        num -= num_due
+        left -= share
+    return num / left

@@ -16,6 +16,7 @@ from core.errors import (
     Overloaded,
     Quarantined,
     ServingError,
+    TooLate,
 )
 from core.types import (
     ChoiceFinished,
@@ -271,10 +272,10 @@ class SimClient:
                 return num_faults > 0 and not self._was_starting
             case Quarantined():
                 return num_faults > 2
+            case DeadlineExceeded() | TooLate() if self._planned.timeout_s < TIMEOUT_S:
+                return True
             case Overloaded():
                 return self._plan.style.is_overload
-            case DeadlineExceeded():
-                return self._planned.timeout_s < TIMEOUT_S
             case _:
                 return error.is_retryable and (
                     num_faults > self._plan.shape.router.max_fault_attempts

@@ -83,11 +83,13 @@ class PrefixFetches:
     def begin(self, attempt: Attempt) -> bool:
         """Fetch the prefix of an attempt that has one to fetch; `WorkerAttempts.queue` follows.
 
+        The id of its transfer is new.
+
         Returns:
             False if there is nothing to wait for.
         """
         source = attempt.submit.prefix_source
-        if source is None or source.transfer_id in self._fetches:
+        if source is None:
             return False
         # Scores are drawn from the computing of every position: a hit would leave them out.
         if not self._is_cache_on or attempt.submit.request.sampling.prompt_logprobs is not None:

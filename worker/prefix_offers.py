@@ -10,7 +10,7 @@ All is computed already, so nothing waits for a step. The lease is that of any t
 
 from __future__ import annotations
 
-from core.errors import InvalidRequest, ServingError
+from core.errors import ServingError
 from core.ids import TransferId
 from core.session import OfferPrefix
 from engine.scheduling.prefix_blocks import PrefixBlocks
@@ -44,14 +44,8 @@ class PrefixOffers:
         return transfer_id in self._pinned
 
     def offer(self, message: OfferPrefix) -> None:
-        """Offer what is cached here of a prefix; decline if nothing is.
-
-        Raises:
-            InvalidRequest: Such an offer is here already.
-        """
+        """Offer what is cached here of a prefix, under a new id; decline if nothing is."""
         transfer_id = message.transfer_id
-        if transfer_id in self._pinned:
-            raise InvalidRequest("transfer_id", "names a transfer that is here already")
         blocks: list[int] = []
         if self._exports_kv:
             # By tokens: what an index says, or a name, is no reason to send anybody's KV.
@@ -82,9 +76,10 @@ class PrefixOffers:
             return
         wanted = tuple(blocks[have_blocks:])
         num_tokens = len(wanted) * self._layout.block_size_tokens
-        for layer in range(self._layout.num_layers if wanted else 0):
-            layer_blocks = Blocks(layer, have_blocks, wanted, num_tokens)
-            self._post(self._agent.publish, transfer_id, 0, layer_blocks)
+        if wanted:
+            for layer in range(self._layout.num_layers):
+                layer_blocks = Blocks(layer, have_blocks, wanted, num_tokens)
+                self._post(self._agent.publish, transfer_id, 0, layer_blocks)
         self._post(self._agent.commit, transfer_id, 0, {}, frozenset())
 
     def transfer_sent(self, transfer_id: TransferId) -> None:

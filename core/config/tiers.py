@@ -50,6 +50,12 @@ class TierConfig(Node):
     queue_wait_s: Seconds | None = Field(
         None, description="longest wait for a permit; none: router.queue_wait_s"
     )
+    max_ttft_s: float = Field(
+        0.0,
+        ge=0,
+        description="longest predicted wait for other requests before the first token; beyond it "
+        "a request is refused at once; 0: queue_wait_s and its deadline alone limit it",
+    )
     max_prompt_tokens: int = Field(
         0, ge=0, description="longest prompt (tokens); 0: what the model takes"
     )
@@ -126,6 +132,7 @@ def _check_limits(name: str, tier: TierConfig, router: RouterConfig, model: Mode
         "max_queued": ("router.max_queued", router.max_queued),
         "max_queued_tokens": ("router.max_queued_tokens", router.max_queued_tokens),
         "queue_wait_s": ("router.deadline_s", router.deadline_s),
+        "max_ttft_s": ("router.deadline_s", router.deadline_s),
     }
     if model.max_model_len:
         bounds["max_prompt_tokens"] = ("model.max_model_len", model.max_model_len)

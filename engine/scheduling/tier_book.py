@@ -228,7 +228,7 @@ class TierBook:
 
     def _rank(self, entry: Entry, rank: float) -> None:
         entry.rank = rank
-        if not entry.is_written or entry.is_pinned:
+        if entry.is_pinned:
             return
         self._turn += 1
         entry.turn = self._turn

@@ -19,14 +19,13 @@ from core.errors import (
     InternalError,
     InvalidRequest,
     ModelNotFound,
-    RateLimited,
     ServingError,
-    Unavailable,
 )
 from core.trace import parse_trace
 from core.types import ChatPrompt, SamplingParams
 from protos.baton.v1 import generation_pb2 as pb
 from router.calls import note_error
+from router.refusals import retry_after_s
 from router.request_params import RequestParams, correlation_id_of
 from router.tiers import HEADER
 
@@ -169,8 +168,10 @@ async def abort(context: Any, error: ServingError) -> NoReturn:
         details.append(
             error_details_pb2.ResourceInfo(resource_type="model", description=error.message)
         )
-    if isinstance(error, (Unavailable, RateLimited)):
-        delay = duration_pb2.Duration(seconds=max(1, round(getattr(error, "retry_after_s", 1.0))))
+    wait_s = retry_after_s(error)
+    if wait_s is not None:
+        delay = duration_pb2.Duration()
+        delay.FromMilliseconds(round(wait_s * 1000))
         details.append(error_details_pb2.RetryInfo(retry_delay=delay))
     packed = []
     for detail in details:

@@ -7,16 +7,17 @@ Does not know routes.
 from __future__ import annotations
 
 from http import HTTPStatus
+from math import ceil
 from typing import Any
 
 from fastapi.responses import JSONResponse
 
-from core.errors import InternalError, InvalidRequest, RateLimited, ServingError, Unavailable
+from core.errors import InternalError, InvalidRequest, ServingError
 from router.calls import note, note_error
+from router.refusals import retry_after_s
 
 RETRIED = (429, 503)
 """openai-python retries 408, 409, 429 and 5xx unless a header forbids it; only these may help."""
-MAX_RETRY_AFTER_S = 60.0
 REQUEST_ID_HEADER = "x-request-id"
 CUT_STATE = "cut_with"
 """Key in a request's state under which the server's protocol leaves the error that cut its
@@ -47,12 +48,12 @@ def error_response(error: ServingError, request_id: str) -> JSONResponse:
     headers = {"x-should-retry": "true" if error.http_status in RETRIED else "false"}
     if request_id:
         headers[REQUEST_ID_HEADER] = request_id
-    if isinstance(error, (Unavailable, RateLimited)):
-        wait_s = min(getattr(error, "retry_after_s", 1.0), MAX_RETRY_AFTER_S)
+    wait_s = retry_after_s(error)
+    if wait_s is not None:
         headers |= {
-            "Retry-After": str(max(1, round(wait_s))),
+            "Retry-After": str(ceil(wait_s)),
             # Both: OpenAI's clients read milliseconds, all others whole seconds.
-            "retry-after-ms": str(max(1, round(wait_s * 1000))),
+            "retry-after-ms": str(round(wait_s * 1000)),
         }
     # Errors may quote what a client sent: a lone surrogate must not break the reply about it.
     body = error_body(error)

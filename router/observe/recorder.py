@@ -41,6 +41,8 @@ class Recorder(RequestObserver):
             return
         call = calls.current()
         self._telemetry.request_ended(run, ended, call.server if call else "")
+        if ended.error is not None:
+            self._shedding.note(ended.error.code)
         self._explanations.note(run, ended)
         if self._log is not None:
             self._log.request_ended(run.request, ended, call)

@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from core import events
-from core.errors import Overloaded
+from core.errors import Overloaded, QueueFull, QueueTimeout, TooLate
 from router.admission import Admission
 
 PERIOD_S = 10.0
+CODES = frozenset(kind.code for kind in (Overloaded, QueueFull, QueueTimeout, TooLate))
 
 
 class Shedding:
@@ -26,7 +27,7 @@ class Shedding:
 
     def note(self, code: str) -> None:
         """Count a refusal; the first is logged at once, later ones every ten seconds."""
-        if code != Overloaded.code:
+        if code not in CODES:
             return
         # Counted even while nothing is logged: the next line says how many there were.
         self._num_refused += 1

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from core.errors import RateLimited
 from core.ports import NO_ENTRY
 from router.quotas.ledger import NOTHING, Amount, Ledger, less
-from router.quotas.ledger_store import LedgerAnswer, LedgerStore
+from router.quotas.ledger_store import LedgerStore, StoreAnswer
 from router.quotas.rules import Sharing, refusal
 
 
@@ -221,7 +221,7 @@ class Account:
         # Merged, not assigned: refunds may have come to the ledger since.
         self.ledger.merge(draft.slots, draft.runs)
 
-    def _merge(self, answer: LedgerAnswer) -> None:
+    def _merge(self, answer: StoreAnswer) -> None:
         self._known = answer.known
         if answer.other is not None:
             slots = {(router, second): slot for router, second, slot in answer.other.slots}

@@ -16,7 +16,7 @@ from router.quotas.values import LedgerValue, ValueCodec
 TTL_S = 2.0 * WINDOW_S
 
 
-class LedgerAnswer(NamedTuple):
+class StoreAnswer(NamedTuple):
     """What became of a call for one key's ledger."""
 
     known: StoredValue
@@ -54,14 +54,14 @@ class LedgerStore:
             if is_lost:  # once more, with the new epoch
                 self._on_loss()
 
-    async def read(self, key: str) -> LedgerAnswer:
+    async def read(self, key: str) -> StoreAnswer:
         """Read a key's ledger."""
         clock_version = self._clock.version
         found, clock = await self._store.read([key, CLOCK])
         self._see_clock(clock, clock_version)
-        return LedgerAnswer(found, self._ledger(key, found))
+        return StoreAnswer(found, self._ledger(key, found))
 
-    async def replace(self, key: str, known: StoredValue, ledger: Ledger) -> LedgerAnswer:
+    async def replace(self, key: str, known: StoredValue, ledger: Ledger) -> StoreAnswer:
         """Replace a key's ledger, unless another router has done so since `known` was read."""
         clock_version = self._clock.version
         content = self._codec.write_ledger(key, ledger, self._clock.now_ms())
@@ -72,8 +72,8 @@ class LedgerStore:
         now_there = value if is_written else found
         # After a loss, a version may come again with another content.
         if found == known:
-            return LedgerAnswer(now_there, None, is_written, is_expected=True)
-        return LedgerAnswer(now_there, self._ledger(key, found), is_written)
+            return StoreAnswer(now_there, None, is_written, is_expected=True)
+        return StoreAnswer(now_there, self._ledger(key, found), is_written)
 
     async def close(self) -> None:
         """Let go of the connection."""

@@ -79,7 +79,8 @@ class WorkerLoad:
 
     def measured(self, num_tokens: int, seconds: float) -> None:
         """Learn the worker's speed from a prompt of which it computed `num_tokens`."""
-        if num_tokens < MIN_MEASURED_TOKENS or seconds <= 0:
+        # A worker's figures are not ours: what is no number would stay in the mean for ever.
+        if num_tokens < MIN_MEASURED_TOKENS or not 0 < seconds < math.inf:
             return
         newest = num_tokens / seconds
         known = self._tokens_per_s or newest

@@ -22,7 +22,7 @@ MANY_BYTES = (4 << 20) - 1024
 RUNNING = GenerateRequest("r", "m", (1,), SamplingParams(), 1, 0.0)
 PATHS = ["/v1/completions", "/v1/chat/completions"]
 METHODS = ["Generate", "GenerateStream", "Chat"]
-CODE = "server_overloaded"
+CODE = "queue_full"
 
 
 class CountingApp:
@@ -78,7 +78,7 @@ async def test_a_full_router_refuses_before_it_reads_a_long_body(servers, path):
                 writer.close()
         assert (app.num_reads, app.num_bytes) == (0, 0)
         assert status(reply) == 503 and code_of(reply) == CODE
-        assert b"retry-after: 1\r\n" in reply.lower()
+        assert b"retry-after: " in reply.lower()
         (line,) = lines
         assert (line["event"], line["outcome"], line["route"]) == ("refusal", CODE, path)
         assert counted(servers, "baton_refusals_total", door="http", code=CODE) == 1

@@ -15,7 +15,7 @@ from cluster.certificate_expiry import CertificateEnds, earliest_end
 from cluster.local import Child, LocalCluster, _log_end
 from core import events
 from core.config import BatonConfig, SecurityConfig
-from core.errors import Overloaded, WorkerLost
+from core.errors import Overloaded, QueueFull, QueueTimeout, TooLate, WorkerLost
 from core.session import Role
 from router.admission import Admission
 from router.calls import Call
@@ -132,14 +132,15 @@ async def test_a_router_that_dies_is_told_of(told, monkeypatch):
 # --- load -----------------------------------------------------------------------------------------
 
 
-def test_load_that_is_shed_is_one_line_in_ten_seconds_with_how_much_that_was(told):
+@pytest.mark.parametrize("kind", [Overloaded, QueueFull, QueueTimeout, TooLate])
+def test_load_that_is_shed_is_one_line_in_ten_seconds_with_how_much_that_was(told, kind):
     now = [0.0]
     shedding = Shedding(Admission(4, 4, 1.0), lambda: now[0])
     shedding.note("invalid_value")
     for _ in range(500):
-        shedding.note(Overloaded.code)
+        shedding.note(kind.code)
     now[0] += PERIOD_S
-    shedding.note(Overloaded.code)
+    shedding.note(kind.code)
     assert [fields["refused"] for _, fields in told()] == [1, 500]
 
 

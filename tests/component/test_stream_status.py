@@ -67,7 +67,7 @@ async def test_a_stream_that_is_refused_after_it_has_waited_is_a_503(tmp_path, s
             writer.close()
     assert len(silences) >= 2 and not any(silences)
     assert status(reply) == 503 and COMMENT not in reply
-    assert b"retry-after: " in reply.lower() and b"no permit within" in reply
+    assert b"retry-after: " in reply.lower() and b'"queue_timeout"' in reply
 
 
 async def test_a_stream_is_kept_alive_from_when_it_has_its_permit(tmp_path, silences):

@@ -557,9 +557,9 @@ def test_the_client_repeats_what_may_help_and_waits_as_told(busy):
             assert refused.status_code == 503 and refused.headers["x-should-retry"] == "true"
             assert (
                 1 <= int(refused.headers["retry-after"]) <= 60
-                and 1 <= int(refused.headers["retry-after-ms"]) <= 60_000
+                and 1000 <= int(refused.headers["retry-after-ms"]) <= 60_000
             )
-            assert refused.json()["error"]["code"] == "server_overloaded"
+            assert refused.json()["error"]["code"] == "queue_full"
             # Nobody's answer goes on while it is not read.
             reader = threads.submit(list, lines)
             reply = client.completions.create(model=MODEL, prompt="x", max_tokens=2)

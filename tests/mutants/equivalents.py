@@ -10,6 +10,8 @@ from support.tree import ROOT
 from mutants.operators import mutants_of
 from mutants.plan import Equivalent
 
+PREFIX = 'RequestId(""), "", token_ids, SamplingParams()'
+NEAR_SPEED = "tokens_per_s = self._tokens_per_s.get(_are_near({}), DEFAULT_TOKENS_PER_S)"
 EQUIVALENTS: list[Equivalent] = [
     Equivalent(
         "kv_transfer/sender.py",
@@ -118,11 +120,71 @@ EQUIVALENTS: list[Equivalent] = [
     *(
         Equivalent(
             "engine/scheduling/prefix_blocks.py",
-            "key=0,",
-            f"key={value},",
-            "a prefix is never queued, and only queues and plans know sequences by their keys",
+            line.format(value),
+            line.format(other),
+            "a prefix is never queued or computed: what only queues and steps look at may be any",
+        )
+        for line, value, others in (
+            ("key={},", "0", ("1", "(-1)")),
+            ("epoch=Epoch({}),", "0", ("1", "(-1)")),
+            ("choices=({},),", "0", ("1", "(-1)")),
+            ("arrived_at={},", "0.0", ("1.0", "(-1.0)")),
+            (f"{PREFIX}, seed={{}}, deadline_at=0.0, scope=scope", "0", ("1", "(-1)")),
+            (f"{PREFIX}, seed=0, deadline_at={{}}, scope=scope", "0.0", ("1.0", "(-1.0)")),
+        )
+        for other in others
+    ),
+    *(
+        Equivalent(
+            "router/prefix_sources.py",
+            before,
+            after,
+            "being near is the same both ways, and only a name for one of two speeds",
+        )
+        for before, after in (
+            ("return source.node == receiver.node", "return (source.node != receiver.node)"),
+            (NEAR_SPEED.format("source, receiver"), NEAR_SPEED.format("receiver, source")),
+        )
+    ),
+    Equivalent(
+        "router/prefix_sources.py",
+        "if known is None or key > known[0]:",
+        "if known is None or (key >= known[0]):",
+        "of two holders that have as much and are as busy, either will do",
+    ),
+    Equivalent(
+        "router/prefix_sources.py",
+        "return self._resting.get(source.incarnation, 0.0) > now_s",
+        "return self._resting.get(source.incarnation, (-1.0)) > now_s",
+        "a monotonic clock shows no time before 0",
+    ),
+    *(
+        Equivalent(
+            "worker/prefix_fetches.py",
+            "pool_generation: int = 0",
+            f"pool_generation: int = {value}",
+            "it is looked at when there is a prefix, and is set together with it",
         )
         for value in ("1", "(-1)")
+    ),
+    *(
+        Equivalent(
+            "engine/scheduling/tier_book.py",
+            before,
+            after,
+            "a turn is compared for being the same, and a block is ranked before that",
+        )
+        for before, after in (
+            ("turn: int = 0", "turn: int = 1"),
+            ("turn: int = 0", "turn: int = (-1)"),
+            ("self._turn += 1", "self._turn += 2"),
+        )
+    ),
+    Equivalent(
+        "engine/scheduling/storage_tiers.py",
+        "min_uses: int = 1",
+        "min_uses: int = 0",
+        "a cached block was used once at least",
     ),
     *(
         Equivalent(
@@ -138,6 +200,7 @@ EQUIVALENTS: list[Equivalent] = [
 TUNED = {
     "engine/scheduling/block_identities.py": "MAX_ROOTS _HASH_BYTES_USED",
     "engine/scheduling/block_supply.py": "MAX_OVERTAKEN LOOK_AHEAD",
+    "engine/scheduling/storage_tiers.py": "AHEAD_BLOCKS",
     "engine/scheduling/queues.py": "MAX_UNANSWERED MAX_READY WALK_BATCH",
     "kv_transfer/probing.py": "PROBE_TIMEOUT_S",
     "kv_transfer/receive_agent.py": "MAX_PROBES",
@@ -145,8 +208,10 @@ TUNED = {
     "kv_transfer/parking.py": "MAX_PARKED MAX_PARKED_PER_PEER",
     "prefix_index/publisher.py": "BATCH_S RENEW_S TTL_S FIRST_PAUSE_S MAX_PAUSE_S "
     "MAX_BATCHES_SINCE_WHOLE READ_BLOCKS",
+    "prefix_index/view.py": "MAX_ENDED_LIVES",
     "router/attempts.py": "MAX_MOVES",
     "router/expected_prefixes.py": "MAX_PROMPTS",
+    "router/prefix_sources.py": "MAX_RESTING",
     "router/text/detokenizing.py": "CONTEXT_TOKENS",
     "router/workers/outbox.py": "MAX_OUTGOING",
     "router/workers/routes.py": "MEASURE_S",
@@ -154,6 +219,7 @@ TUNED = {
     "worker/attempt.py": "TOKEN_BYTES LOGPROB_BYTES TOP_BYTES DELTA_BYTES ENDED_BYTES "
     "MIN_SHARE_BYTES",
     "worker/attempts.py": "MAX_TOMBSTONES",
+    "worker/prefix_fetches.py": "MAX_FETCHES",
     "worker/router_session.py": "FRAME_BYTES",
     "worker/session_server.py": "ROUTER_PATIENCE_S HELLO_TIMEOUT_S MAX_ROUTERS MAX_UNSENT_ENDS",
 }

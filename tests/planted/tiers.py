@@ -96,8 +96,8 @@ BUGS = [
     Bug(
         "who comes back has its turn at once",
         "router/fair_queue.py",
-        "_Tenant(turn, self._served_mark + turn)",
-        "_Tenant(turn, self._served_mark)",
+        "return self._served_mark + self._turn_of(tenant)",
+        "return self._served_mark",
         TENANTS + "test_turns_follow_weights_and_coming_back_gains_none",
     ),
     Bug(
@@ -119,7 +119,7 @@ BUGS = [
         "engine/scheduling/step_planner.py",
         "if s.delay_s <= giant.delay_s or s.due[0] <= step.now_s]",
         "if s.delay_s <= giant.delay_s]",
-        ENGINE + "test_who_has_waited_its_delay_stands_level",
+        ENGINE + "test_who_has_waited_its_delay_shares_with_a_long_prompt_of_a_higher_tier",
     ),
     Bug(
         "a lower tier keeps its blocks and places",

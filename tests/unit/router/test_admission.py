@@ -214,7 +214,7 @@ TIERS = {
 
 
 def in_tier(tier, tenant="t", n=1):
-    return replace(of(tenant, n), tier=tier)
+    return replace(of(tenant, n), tier=tier, deadline_at=1e9)
 
 
 async def started(admission, log, until, *requests):

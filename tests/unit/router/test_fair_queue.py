@@ -76,11 +76,24 @@ def test_turns_follow_weights_and_coming_back_gains_none():
     alone = FairQueue(100)
     for number in range(9):
         alone.join("a", f"a{number}")
-    served = []
-    for number in range(12):
-        alone.join("b", f"b{number}")
-        served += [alone.take()[0], alone.take()[0]] if number < 4 else []
-    assert sorted(served[:8]) == ["a"] * 4 + ["b"] * 4
+    served = ""
+    for number in range(8):
+        if not served.endswith("a"):
+            alone.join("b", f"b{number}")
+        served += alone.take()[0]
+    assert served == "abababab"
+
+
+def test_who_comes_back_each_time_waits_for_its_turn_each_time():
+    line = FairQueue(10)
+    for waiter in ("a1", "a2", "a3", "a4"):
+        line.join("a", waiter)
+    served = [line.take()]
+    for waiter in ("b1", "b2"):
+        line.join("b", waiter)
+        served += [line.take(), line.take()]
+    assert served == ["a1", "a2", "b1", "a3", "b2"]
+    assert line.oldest == "a4" and taken(line) == ["a4"] and line.oldest is None
 
 
 def test_who_weighs_more_may_have_more_waiting():
@@ -108,3 +121,21 @@ def test_nobody_waits_for_more_turns_than_weights_allow(arrivals, weights):
         before = order[: order.index(tenant)]
         for other in set(before):
             assert before.count(other) <= weights[other] / weights[tenant] + 1
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.sampled_from("aaaabc"), max_size=40),
+    st.integers(0, 20),
+    st.sampled_from("abcd"),
+    st.fixed_dictionaries({t: st.sampled_from([0.5, 1, 2, 3]) for t in "abcd"}),
+)
+def test_a_newcomer_knows_how_many_have_their_turn_before_it(arrivals, num_taken, tenant, weights):
+    line = FairQueue(100, weights)
+    for number, other in enumerate(arrivals):
+        line.join(other, (other, number))
+    for _ in range(num_taken):
+        line.take()
+    num_ahead = line.num_ahead(tenant)
+    line.join(tenant, "newcomer")
+    assert taken(line).index("newcomer") == num_ahead

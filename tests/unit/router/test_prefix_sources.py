@@ -177,6 +177,18 @@ def test_what_holders_have_is_compared_in_tokens_for_each_content_apart():
         assert PrefixSources([HOLDER], nobody, FetchSpeeds(), 0.0).most_tokens == 0
 
 
+def test_who_cannot_be_asked_is_passed_over_and_those_behind_are_looked_at():
+    speeds = FetchSpeeds()
+    speeds.note(IDLER.descriptor, DESCRIPTOR, FetchReport(FetchOutcome.FAILED), 0.0)
+    empty = worker("empty", 5)
+    held = {"idle": 60, "bad": 60, "holder": 50}
+    for first in (IDLER, worker("bad", 6), empty):
+        sources = PrefixSources([first, HOLDER], held, speeds, 1.0, frozenset({"bad"}))
+        assert sources.best_for(worker("new", 7).descriptor) == (800, HOLDER.descriptor)
+    sources = PrefixSources([empty], held, speeds, 1.0)
+    assert sources.best_for(worker("new", 7).descriptor) is None, "it has published nothing"
+
+
 def test_who_keeps_its_kv_to_itself_is_no_source():
     closed = replace(HOLDER, descriptor=replace(HOLDER.descriptor, exports_kv=False))
     sources = PrefixSources([closed], {"holder": 50}, FetchSpeeds(), 0.0)
@@ -190,6 +202,9 @@ def test_a_holder_at_which_fetches_fail_rests(outcome):
     rests = outcome in (FetchOutcome.LATE, FetchOutcome.FAILED)
     assert speeds.is_resting(DESCRIPTOR, 100.0 + REST_S - 0.1) is rests
     assert not speeds.is_resting(DESCRIPTOR, 100.0 + REST_S)
+    seconds = speeds.seconds(DESCRIPTOR, DESCRIPTOR, 1_000)
+    is_known = seconds != OVERHEAD_S + 1_000 / DEFAULT_TOKENS_PER_S
+    assert is_known is (outcome is FetchOutcome.FETCHED), "only what came has a speed"
     sources = PrefixSources([HOLDER], {"holder": 50}, speeds, 101.0)
     assert (sources.best_for(IDLER.descriptor) is None) is rests
 

@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+from core.types import RequestEnded, Usage
 from router.observe.explanations import Explanations
 from router.observe.recorder import Recorder
 
@@ -12,5 +13,6 @@ def test_without_a_request_log_requests_are_still_counted():
     recorder = Recorder(telemetry, shedding=None, explanations=Explanations(), log=None)
     for tier in ("standard", "canary"):
         request = SimpleNamespace(tier=tier, request_id=tier)
-        recorder.request_ended(SimpleNamespace(request=request, placement=None), None)
+        run = SimpleNamespace(request=request, placement=None)
+        recorder.request_ended(run, RequestEnded(Usage(1)))
     assert len(seen) == 1

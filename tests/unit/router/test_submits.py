@@ -79,6 +79,11 @@ def test_each_worker_is_told_its_task_and_its_peer_and_the_one_that_computes_the
     ]
 
 
+@pytest.mark.parametrize(("now_s", "age_s"), [(10.0, 0.0), (10.25, 0.25), (110.0, 100.0)])
+def test_the_age_of_a_request_is_what_has_passed_since_it_was_received(now_s, age_s):
+    assert [submit.age_s for _, submit in submits(run_of(), now_s=now_s)] == [age_s] * 2
+
+
 @pytest.mark.parametrize("num_deaths", range(DEATHS_BEFORE_ALONE + 2))
 def test_a_request_that_has_seen_two_workers_die_runs_alone(num_deaths):
     alone = [submit.run_alone for _, submit in submits(run_of(num_deaths=num_deaths))]

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.config import TierConfig
-from router.tier_queues import TierQueues, Waiter
+from router.tier_queues import Before, TierQueues, Waiter, _num_turns
 
 TIERS = {
     "high": TierConfig(),
@@ -91,6 +91,16 @@ def test_limits_of_tokens_are_reached_and_not_passed():
     line.leave(low)
     assert line.num_tokens == 101, "it had left"
     assert len(taken(line)) == 2 and line.num_tokens == 0
+    leaver, _ = joined(line, "low", 3.0, tokens=400)
+    line.leave(leaver)
+    assert len(line) == line.num_tokens == 0
+
+
+def test_where_nobody_waits_in_the_lowest_tier_the_next_one_makes_room():
+    line = queues(max_queued=2, max_queued_tokens=500)
+    middle = [joined(line, "middle", float(at), tokens=100)[0] for at in range(2)]
+    assert joined(line, "high", 2.0, tokens=1)[1] == [middle[1]], "for its place"
+    assert joined(line, "high", 3.0, tokens=450)[1] == [middle[0]], "for its tokens"
 
 
 def test_a_place_is_there_until_all_are_taken_and_then_in_lower_tiers_or_where_more_wait():
@@ -149,3 +159,42 @@ def test_no_limit_is_passed_and_nobody_leaves_for_one_of_a_lower_tier(arrivals):
     }
     seen = list(dict.fromkeys(one.tier for one in order))
     assert seen == sorted(seen, key=due_at.__getitem__), "tiers are served in their order"
+
+
+# --- what is before a newcomer --------------------------------------------------------------------
+
+
+def test_what_is_due_before_a_newcomer_counts_and_what_waits_behind_it_does_not():
+    line = queues(max_queued=40)
+    for at in range(4):
+        joined(line, "low", float(at), tokens=7)
+    for at in range(10):
+        joined(line, "middle", 10.0 + at, tokens=5)
+    for _ in range(2):
+        joined(line, "high", 15.0, tokens=3)
+    assert line.before("high", "t", 16.0) == Before(2, 2, 6)
+    assert line.before("middle", "t", 20.0) == Before(12, 10, 56)
+    assert line.before("low", "t", 20.0) == Before(16, 4, 84)
+    # The middle ones of the first five seconds have waited their ten by then.
+    assert line.before("high", "t", 24.5) == Before(7, 2, 31)
+    assert line.before("high", "t", 200.0) == Before(16, 2, 84)
+    assert line.before("high", "other", 16.0) == Before(1, 1, 3), "tenants take turns"
+
+
+def test_a_tier_takes_no_more_turns_than_its_share_before_a_newcomer():
+    line = queues(max_queued=90, half=TierConfig(max_running_share=0.5))
+    for _ in range(80):
+        joined(line, "half", 0.0, tokens=10)
+    joined(line, "high", 1.0)
+    # Every second turn is the other tier's: that of its second one, the newcomer, is the fourth.
+    assert line.before("high", "t", 2.0) == Before(3, 1, 21)
+
+
+@given(
+    st.integers(1, 50),
+    st.lists(st.tuples(st.integers(1, 50), st.sampled_from([0.1, 0.25, 0.5, 0.75, 1.0]))),
+)
+def test_turns_until_a_newcomers_add_up(num_own, others):
+    num = _num_turns(num_own, others)
+    taken = sum(min(num_due, share * num) for num_due, share in others)
+    assert abs(num - num_own - taken) < 1e-6 * num

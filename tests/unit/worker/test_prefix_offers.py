@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from core.errors import InvalidRequest, KVTransferError
+from core.errors import KVTransferError
 from core.ids import Incarnation, TransferId, WorkerId
 from core.kv_layout import KVLayout
 from core.session import OfferPrefix
@@ -87,10 +87,9 @@ def test_a_transfer_that_is_lost_is_ended_and_its_blocks_stay_until_nobody_reads
     assert world.posted == [] and world.unpinned == [[4, 5, 6]] and world.offers.num_sent == 0
 
 
-def test_an_id_is_offered_once_at_a_time():
+def test_each_offer_has_its_own_blocks():
     world = World()
     world.offer()
-    with pytest.raises(InvalidRequest, match="is here already"):
-        world.offer()
     world.offer(OTHER)
-    assert len(world.offers) == 2 and len(world.asked) == 2
+    world.offers.transfer_drained(ONE, 0)
+    assert OTHER in world.offers and len(world.offers) == len(world.unpinned) == 1

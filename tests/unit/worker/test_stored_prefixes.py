@@ -194,22 +194,23 @@ def writings(tier, *block_ids):
     return [Writing(tier, entry(number), number, 1) for number in block_ids]
 
 
-def test_blocks_are_written_one_batch_after_the_other_until_there_are_none():
+def test_blocks_are_written_one_batch_after_the_other_until_there_are_none(caplog):
     async def main():
         world = World()
         world.stores[HOST].copy_s = world.stores[DISK].copy_s = 0.1
         world.stores[DISK].faults = {2: StorageFault.NO_SPACE}
-        world.writings = [*writings(HOST, 1, 2), *writings(DISK, 2)]
+        world.writings = [*writings(HOST, 1, 2), *writings(DISK, 1, 2)]
         world.stored.write_back()
         await asyncio.sleep(0.05)
         world.writings = writings(DISK, 3)
         world.stored.write_back()
         assert world.stores[HOST].calls == [[1, 2]] and world.stores[DISK].calls == []
         await asyncio.sleep(1.0)
-        assert world.stores[HOST].calls == [[1, 2]] and world.stores[DISK].calls == [[2], [3]]
+        assert world.stores[HOST].calls == [[1, 2]] and world.stores[DISK].calls == [[1, 2], [3]]
         assert world.written == [
             (1, None),
             (2, None),
+            (1, None),
             (2, StorageFault.NO_SPACE),
             (3, None),
         ]
@@ -217,6 +218,7 @@ def test_blocks_are_written_one_batch_after_the_other_until_there_are_none():
         world.stored.write_back()
         await world.stored.stop()
         assert world.written[-1] == (4, None), "what is being copied is waited for"
+        assert [r.event for r in caplog.records] == ["storage_failed"], "behind one that is fine"
         assert all(store.is_closed for store in world.stores.values())
         world.writings = writings(HOST, 5)
         world.stored.write_back()

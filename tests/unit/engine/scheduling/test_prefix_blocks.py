@@ -88,6 +88,7 @@ def test_what_arrived_is_cache_and_the_next_prompt_hits_it():
     assert scheduler.prefixes.reserve(mine) == 1
     assert scheduler.prefixes.num_held(prefix(scheduler)) == 1, "not before it is here"
     table = list(mine.block_table)
+    assert len(table) == 3
     scheduler.prefixes.attach(mine)
     assert scheduler.prefixes.num_held(prefix(scheduler)) == 3
     assert scheduler.pool.num_held == 0 and scheduler.prefixes.num_reserved == 0
@@ -100,10 +101,11 @@ def test_what_arrived_is_cache_and_the_next_prompt_hits_it():
     scheduler.pool.check()
 
 
-def test_a_block_that_is_not_whole_is_no_cache():
+@pytest.mark.parametrize("num_tokens", [10, 11])
+def test_a_block_that_is_not_whole_is_no_cache(num_tokens):
     """The peer's blocks may be smaller: 10 tokens are two of ours and a half."""
     scheduler = engine()
-    mine = prefix(scheduler, PROMPT[:11])
+    mine = prefix(scheduler, PROMPT[: num_tokens + 1])
     assert scheduler.prefixes.reserve(mine) == 0 and len(mine.block_table) == 3
     scheduler.prefixes.attach(mine)
     assert scheduler.prefixes.num_held(prefix(scheduler)) == 2

@@ -49,6 +49,15 @@ def test_who_has_waited_its_delay_stands_level():
     assert lengths(engine.step()) == {old.key: 32, level.key: 8, high.key: 24}
 
 
+def test_who_has_waited_its_delay_shares_with_a_long_prompt_of_a_higher_tier():
+    engine = engine_of(num_blocks=900, budget=64, max_len=3000)
+    giant = engine.submit(request("giant", [1] * 1600, "high"), age_s=5.0)
+    level = engine.submit(request("level", [2] * 8, "low"), age_s=DELAY_S)
+    young = engine.submit(request("young", [3] * 8, "low"), age_s=DELAY_S - 1)
+    assert lengths(engine.step()) == {giant.key: 56, level.key: 8}
+    assert young.status is Status.WAITING
+
+
 def test_prompts_of_a_lower_tier_end_though_higher_ones_keep_coming():
     engine = engine_of(num_blocks=900, budget=32, max_len=3000)
     engine.submit(request("low", [1] * 200, "low", max_tokens=1), age_s=DELAY_S)

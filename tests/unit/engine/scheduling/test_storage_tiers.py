@@ -2,6 +2,7 @@
 
 import pytest
 
+from core.errors import InvariantViolation
 from core.prefix_changes import StorageTier
 from core.stored_block import StorageFault
 from core.types import GenerateRequest, SamplingParams
@@ -83,7 +84,7 @@ def full(engine):
 def test_nothing_is_written_while_much_is_free():
     engine = Engine()
     engine.compute(prompt(1))
-    assert engine.pool.num_free == 11 and engine.write_all() == []
+    assert engine.pool.num_free == 11 and engine.tiers.pick_writes(3) == []
 
 
 @pytest.mark.parametrize(
@@ -155,6 +156,13 @@ def test_a_block_goes_to_disk_after_enough_sequences_had_it():
     assert to_disk == [4, 3, 2, 1, 0], "those of the first prompt"
 
 
+def test_what_is_not_worth_a_place_in_one_tier_may_be_in_the_next():
+    engine = Engine()
+    engine.tiers.tiers[HOST].min_uses = 2
+    full(engine)
+    assert {w.tier for w in engine.write_all()} == {DISK}
+
+
 def test_a_block_that_was_given_away_during_its_copy_is_not_kept():
     engine = Engine()
     full(engine)
@@ -196,8 +204,22 @@ def test_what_was_loaded_is_found_in_the_pool():
     sequence = engine.sequence(prompt(1))
     assert len(engine.scheduler.tables.find_prefix(sequence)) == 5
     assert +engine.tiers.counts.hit_blocks == {HOST: 5}
+    uses = [entry.num_uses for entry in engine.tiers.tiers[HOST].book._slots if entry]
+    assert sorted(uses) == [1] * (len(uses) - 5) + [2] * 5
     assert engine.pool.num_held == 0 and engine.tiers.num_loading == 0
     engine.check()
+
+
+def test_the_last_token_of_a_prompt_is_left_to_compute():
+    assert loaded(stored(), prompt(1)[: 5 * SIZE]) == 4
+
+
+def test_the_books_of_every_tier_are_compared():
+    for tier in (HOST, DISK):
+        engine = Engine()
+        engine.tiers.tiers[tier].book.num_slots += 1
+        with pytest.raises(InvariantViolation):
+            engine.tiers.check()
 
 
 def test_a_fault_ends_the_load_there_and_the_block_is_forgotten():

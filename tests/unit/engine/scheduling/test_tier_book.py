@@ -214,7 +214,9 @@ def test_what_an_earlier_life_left_is_found_in_its_slot():
     book = TierBook(4, SIZE)
     found = [(2, block("a")), (3, block("a")), (2, block("b")), (0, block("c"))]
     assert book.restore(found) == 2
-    assert book.find(block("a")).slot == 2 and book.find(block("c")).slot == 0
+    first = book.find(block("a"))
+    assert first.slot == 2 and book.find(block("c")).slot == 0
+    assert (first.rank, first.num_uses, first.weight) == (1.0, 1, 1.0)
     assert not book.find(block("b")) and book.num_free == 2
     book.check()
 

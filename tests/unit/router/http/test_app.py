@@ -84,7 +84,7 @@ class Service:
         self.made += [await self._maker.make(wish) for wish in wishes]
         return self.made[-len(wishes) :]
 
-    async def charge(self, all_params, made):
+    async def charge(self, wishes, made):
         return None
 
     def open(self, *requests, charge=None):

@@ -1,5 +1,7 @@
 """Replies to what failed: codes, and when to try again."""
 
+from math import nan
+
 from core.errors import (
     InvalidRequest,
     Overloaded,
@@ -23,6 +25,13 @@ def test_error_replies_steer_the_clients_retries():
         and "x-request-id" not in full.headers
     )
     assert error_response(RateLimited("slow"), "").headers["retry-after-ms"] == "1000"
+    for wait_s, seconds, milliseconds in (
+        (1.2, "2", "1200"),
+        (0.0, "1", "1000"),
+        (nan, "1", "1000"),
+    ):
+        headers = error_response(Overloaded("full", wait_s), "").headers
+        assert (headers["retry-after"], headers["retry-after-ms"]) == (seconds, milliseconds)
     assert error_body(ValueError("secret"))["error"][
         "code"
     ] == "internal_error" and "secret" not in str(error_body(ValueError("secret")))

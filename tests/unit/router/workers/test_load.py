@@ -1,5 +1,7 @@
 """A router's account of one worker: what waits there, and how fast it computes."""
 
+import math
+
 import pytest
 
 from core.session import Load, Role, WorkerDescriptor
@@ -44,7 +46,8 @@ def test_what_has_ended_since_a_report_runs_no_more_and_what_was_sent_runs_at_on
 
 def test_speed_is_learnt_from_prompts_that_took_time():
     load = WorkerLoad(DESCRIPTOR)
-    load.measured(1_000, 0.0)
+    for seconds in (0.0, -1.0, math.nan, math.inf):
+        load.measured(1_000, seconds)
     load.measured(8, 1.0)
     assert load.candidate.prefill_tokens_per_s == 0.0
     load.measured(1_000, 1.0)
