@@ -59,7 +59,9 @@ CODES = frozenset(kind.code for kind in ALL) | {error.code for error in all_erro
 
 def retry_after_s(error: ServingError) -> float | None:
     """Return when a client may try again (seconds); None: that would not help."""
-    if isinstance(error, (Unavailable, RateLimited)):
+    if isinstance(error, RateLimited):  # known, not predicted: a minute and a little at most
+        return max(MIN_RETRY_AFTER_S, error.retry_after_s)
+    if isinstance(error, Unavailable):
         return bounded_wait_s(error.retry_after_s)
     return None
 

@@ -38,3 +38,10 @@ def test_error_replies_steer_the_clients_retries():
     odd = error_response(InvalidRequest("a\ud800", "is odd \ud800"), "")
     assert b"a?" in odd.body
     assert isinstance(InvalidRequest("a", "b"), ServingError)
+
+
+def test_who_is_over_a_quota_is_told_exactly_when_to_come_back():
+    for wait_s, shown in ((60.4, "61"), (0.2, "1")):
+        refusal = error_response(RateLimited("later", wait_s), "")
+        assert refusal.headers["retry-after"] == shown
+        assert int(refusal.headers["retry-after-ms"]) >= wait_s * 1000
