@@ -112,7 +112,7 @@ WORKER_LEAVING = Event(
 WORKER_PAUSED = Event("worker_paused", WARNING, "a worker restarts its ranks", WORKER_FIELDS)
 WORKER_RESUMED = Event("worker_resumed", INFO, "that worker takes requests again", WORKER_FIELDS)
 STORE_DOWN = Event(
-    "store_down", WARNING, "Redis does not answer; requests are not affected", ("reason",)
+    "store_down", WARNING, "Redis does not answer; requests are served all the same", ("reason",)
 )
 STORE_UP = Event("store_up", INFO, "Redis answers")
 PREFIX_INDEX_DOWN = Event(

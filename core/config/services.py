@@ -13,7 +13,7 @@ from core.config.node import Node
 
 
 class RedisConfig(Node):
-    """The advisory store. Losing it costs cache hits across workers, nothing else."""
+    """The advisory store. Losing it costs cache hits across workers, and quotas their exactness."""
 
     url: str = Field(
         "",
