@@ -2,9 +2,9 @@
 
 2 prefill and 2 decode workers, the tiny model, keys of two tenants. One asks half of some prompts;
 then both ask all of them once, in random order, and a classifier of their times guesses which those
-were: the area under its curve is 1 if it always knows, 0.5 if it knows nothing. The tenant itself is
-the control: its own hits are seen. With 0.5 inside the interval of the other tenant's area, nothing
-is seen across. Run: python -m benchmarks.cache_timing [--prompts 200]
+were: the area under its curve is 1 if it always knows, 0.5 if it knows nothing. The tenant itself
+is the control: its own hits are seen. With 0.5 inside the interval of the other tenant's area,
+nothing is seen across. Run: python -m benchmarks.cache_timing [--prompts 200]
 """
 
 import argparse

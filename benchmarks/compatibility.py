@@ -144,8 +144,8 @@ def write(tests, path):
     """Write the tables of these outcomes, which are kept in the file at `path`."""
     parts = [
         (
-            "# Compatibility\n\nGenerated from test results by `python -m benchmarks.compatibility`; do "
-            "not edit. "
+            "# Compatibility\n\nGenerated from test results by `python -m benchmarks.compatibility`"
+            "; do not edit. "
         ),
         f"Raw outcomes: [{path.name}](../benchmarks/results/{path.name}).\n\n## Models\n\n",
         "Small random checkpoints written by transformers, fp32, on CPU; logits within 1e-4.\n\n",

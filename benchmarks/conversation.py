@@ -1,11 +1,11 @@
 """A chat's turns with and without prefixes kept: time to the first token, turn by turn.
 
 A model of Qwen2.5-0.5B's shape with random weights, 2 prefill and 2 decode workers, one thread a
-rank, embedded Redis. The first turn's prompt and answer make 2,048 tokens of history; each turn adds
-a question of 32 tokens and an answer of 64. A chat's history goes as token ids, so that no template
-comes between. `without` is the same cluster whose workers keep no prefixes. Chats go one at a time,
-the two clusters by turns. Run: python -m benchmarks.conversation [--chats N] [--rounds N] [--turns 8]
-[--model FOLDER --history TOKENS]. Draws docs/conversation.svg.
+rank, embedded Redis. The first turn's prompt and answer make 2,048 tokens of history; each turn
+adds a question of 32 tokens and an answer of 64. A chat's history goes as token ids, so that no
+template comes between. `without` is the same cluster whose workers keep no prefixes. Chats go one
+at a time, the two clusters by turns. Run: python -m benchmarks.conversation [--chats N] [--rounds
+N] [--turns 8] [--model FOLDER --history TOKENS]. Draws docs/conversation.svg.
 """
 
 import argparse
@@ -171,8 +171,8 @@ def main():
     by_turn = summarise(rows, options.turns)
     for row in by_turn:
         print(
-            f"turn {row['turn']}: {row['prompt_tokens']:5} tokens, {row['cached_tokens']:5} cached  "
-            f"{row['with_ttft_s']['p50'] * 1e3:8.1f} ms with  "
+            f"turn {row['turn']}: {row['prompt_tokens']:5} tokens, {row['cached_tokens']:5} cached"
+            f"  {row['with_ttft_s']['p50'] * 1e3:8.1f} ms with  "
             f"{row['without_ttft_s']['p50'] * 1e3:8.1f} ms without  {row['ratio']:.2f} "
             f"{'/'.join(row['paths'])}"
         )

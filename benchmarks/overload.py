@@ -376,12 +376,8 @@ def main():
         "--max-running", type=int, default=32, help="permits, and places in the queue"
     )
     parser.add_argument("--queue-wait-s", type=float, default=0.5)
-    parser.add_argument(
-        "--max-ttft-s",
-        type=float,
-        default=0.5,
-        help="tiers.standard.max_ttft_s: of the SLO, what may pass before a prompt's own turn; 0: off",
-    )
+    ttft_help = "tiers.standard.max_ttft_s: what may pass before a prompt's own turn; 0: off"
+    parser.add_argument("--max-ttft-s", type=float, default=0.5, help=ttft_help)
     parser.add_argument("--slo-s", type=float, default=1.0, help="to the first token, from sending")
     parser.add_argument("--path", choices=("auto", "pd", "local"), default="auto")
     parser.add_argument("--seed", type=int, default=1)

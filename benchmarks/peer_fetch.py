@@ -4,7 +4,8 @@ Two workers that do both phases, each with its ranks, and a router in this proce
 and a model of Qwen2.5-0.5B's shape with random weights. Each round has a fresh prefix: the first
 prompt misses, the second hits at the same worker; for the third the router thinks that this worker
 is busy, so that the other one fetches. Only the router's idea of it is busy: nothing else runs.
-Run: python -m benchmarks.peer_fetch [--prompt 2048] [--hit 0.9] [--rounds N] [--transports shm grpc]
+Run: python -m benchmarks.peer_fetch [--prompt 2048] [--hit 0.9] [--rounds N]
+[--transports shm grpc]
 """
 
 import argparse
@@ -161,8 +162,8 @@ def main():
         results = [asyncio.run(measure(folder, t, options)) for t in options.transports]
     for r in results:
         print(
-            f"{r['transport']:5} miss {r['miss_ttft_s']['p50']:.3f} s, hit {r['hit_of_miss']:.2f}x, "
-            f"fetched from a peer {r['fetch_of_miss']:.2f}x ({r['fetched']} of {r['rounds']})"
+            f"{r['transport']:5} miss {r['miss_ttft_s']['p50']:.3f} s, hit {r['hit_of_miss']:.2f}x"
+            f", fetched from a peer {r['fetch_of_miss']:.2f}x ({r['fetched']} of {r['rounds']})"
         )
     print(
         save("peer_fetch", {"prompt_tokens": options.prompt, "hit": options.hit, "rows": results})

@@ -1,4 +1,4 @@
-"""What one placement costs by the number of workers, with every worker holding a part of the prompt.
+"""What one placement costs by the number of workers, each of which holds a part of the prompt.
 
 Run: python -m benchmarks.placement
 

@@ -2,10 +2,10 @@
 
     python -m benchmarks.router_alone
 
-A real router process (both servers, sessions over gRPC, detokenizing) in front of a real worker whose
-runner returns a token at once. The router's own CPU seconds are read from /proc: tokens over them
-is tokens per second per core, whatever client and worker cost beside it. Path local; each request
-has 256 output tokens.
+A real router process (both servers, sessions over gRPC, detokenizing) in front of a real worker
+whose runner returns a token at once. The router's own CPU seconds are read from /proc: tokens over
+them is tokens per second per core, whatever client and worker cost beside it. Path local; each
+request has 256 output tokens.
 """
 
 import asyncio

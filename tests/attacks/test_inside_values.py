@@ -1,4 +1,4 @@
-"""Commands and transfers inside the cluster whose values cannot be: they harm what they name at most."""
+"""Commands and transfers inside the cluster with impossible values harm only what they name."""
 
 import contextlib
 import random

@@ -38,7 +38,7 @@ def still(copy):
 
 
 def fill(kv, layout, block_id, seed):
-    """Give each place of a block bytes of its own; copies of a head are equal, as ranks leave them."""
+    """Give each place of a block bytes of its own; copies of a head are equal."""
     for layer in range(layout.num_layers):
         for shard in range(layout.num_shards):
             head = shard // layout.num_copies

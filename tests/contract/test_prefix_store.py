@@ -7,6 +7,7 @@ import signal
 
 import pytest
 from redis import asyncio as redis_asyncio
+from support.stores import eventually
 
 from cluster.redis.prefix_store import RedisPrefixStore
 from cluster.redis.server import RedisServer
@@ -26,23 +27,6 @@ from simulation.prefix_store import MemoryPrefixStore
 LIFE = (WorkerId("prefill-a"), Incarnation(7))
 OTHER = (WorkerId("prefill-b"), Incarnation(8))
 TTL_S = 30.0
-
-
-@pytest.fixture
-def server():
-    running = RedisServer()
-    yield running
-    running.stop()
-
-
-async def eventually(call):
-    """Until the store answers in time: the machine may be busy."""
-    async with asyncio.timeout(30):
-        while True:
-            try:
-                return await call()
-            except StoreFailed:
-                await asyncio.sleep(0.05)
 
 
 @pytest.fixture(params=["memory", "redis"])

@@ -5,30 +5,13 @@ import os
 import signal
 
 import pytest
+from support.stores import eventually
 
 from cluster.redis.quota_store import RedisQuotaStore
-from cluster.redis.server import RedisServer
 from core.ports import NO_ENTRY, StoredValue, StoreFailed
 from simulation.quota_store import MemoryQuotaStore
 
 TTL_S = 30.0
-
-
-@pytest.fixture
-def server():
-    running = RedisServer()
-    yield running
-    running.stop()
-
-
-async def eventually(call):
-    """Until the store answers in time: the machine may be busy."""
-    async with asyncio.timeout(30):
-        while True:
-            try:
-                return await call()
-            except StoreFailed:
-                await asyncio.sleep(0.05)
 
 
 @pytest.fixture(params=["memory", "redis"])

@@ -1,4 +1,4 @@
-"""A chat's next turn goes where its answer was made: 2 prefill and 2 decode workers, embedded Redis."""
+"""A chat's next turn goes where its answer was made: 2 prefill, 2 decode workers, own Redis."""
 
 import json
 from pathlib import Path

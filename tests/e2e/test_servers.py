@@ -1,4 +1,4 @@
-"""Both servers of a real cluster of child processes: answers, streams, errors, and nobody harmed."""
+"""Both servers of a real cluster of child processes: answers, streams, errors, nobody harmed."""
 
 import json
 import socket

@@ -139,7 +139,7 @@ async def attack(cluster, http, attacks):
 
 
 def make_neighbours(cluster):
-    """As the cluster makes them, but in plain ASCII: what goes wrong with them came from elsewhere."""
+    """As the cluster makes them, but in plain ASCII: what goes wrong came from elsewhere."""
     cluster.make_requests(2 * NEIGHBOURS, max_tokens=40)
     for request in cluster.requests:
         request.sampling.allowed_token_ids.extend(map(byte_id, range(0x20, 0x7F)))

@@ -29,7 +29,7 @@ NUM_CHATS = 8 if is_long() else 3
 
 @asynccontextmanager
 async def started(monkeypatch):
-    """A cluster of 2 and 2 whose Redis is ours to break; yields the cluster, the server, a client."""
+    """A cluster of 2 and 2 whose Redis is ours to break; yields it, the server, a client."""
     monkeypatch.setattr(redis_server, "RIGHTS", "~* &* +@all")
     server = RedisServer()
     try:

@@ -12,7 +12,8 @@ BUGS = [
         "a key of another tenant steers",
         "router/steering.py",
         "            workers = self._workers.get((request.tenant, key))\n",
-        "            workers = next((w for (_, k), w in self._workers.items() if k == key), None)\n",
+        "            known = self._workers.items()\n"
+        "            workers = next((w for (_, k), w in known if k == key), None)\n",
         STEERING + "test_a_key_is_its_tenants_own",
     ),
     Bug(
@@ -145,8 +146,8 @@ BUGS = [
     Bug(
         "a salt of one's own shares what is public",
         "router/request_builder.py",
-        "        num_public = 0 if params.cache_salt else self._public_prompts.num_tokens(token_ids)\n",
-        "        num_public = self._public_prompts.num_tokens(token_ids)\n",
+        "num_public = 0 if params.cache_salt else self._public_prompts.num_tokens(token_ids)\n",
+        "num_public = self._public_prompts.num_tokens(token_ids)\n",
         "tests/unit/router/test_request_builder.py::"
         "test_a_public_beginning_is_in_the_scope_unless_a_salt_asks_for_ones_own",
     ),

@@ -4,7 +4,10 @@ from planted.bug import Bug
 
 COST = "tests/unit/router/test_cost.py"
 EXPECTED = "tests/unit/router/test_expected_prefixes.py"
-LATENESS = "tests/simulation/test_lateness.py::test_a_route_on_which_kv_comes_late_is_measured_and_left_alone_until_it_may_have_healed"
+LATENESS = (
+    "tests/simulation/test_lateness.py::"
+    "test_a_route_on_which_kv_comes_late_is_measured_and_left_alone_until_it_may_have_healed"
+)
 LOAD = "tests/unit/router/workers/test_load.py"
 PLACEMENT = "tests/unit/router/test_placement.py"
 REPLAY = "tests/unit/simulation/test_replay.py"

@@ -1,4 +1,4 @@
-"""Bugs of quotas: charges that are lost, counted twice or refunded twice, and shares without end."""
+"""Bugs of quotas: charges lost, counted twice or refunded twice, and shares without end."""
 
 from planted.bug import Bug
 
@@ -47,7 +47,9 @@ BUGS = [
     Bug(
         "a call whose answer was lost is charged twice",
         "router/quotas/account.py",
-        "            for charge in charges:\n                self._give_back(charge)\n            raise\n",
+        "            for charge in charges:\n"
+        "                self._give_back(charge)\n"
+        "            raise\n",
         "            raise\n",
         FAULTS + "test_a_call_whose_answer_is_lost_charges_once",
     ),
@@ -125,7 +127,8 @@ BUGS = [
     Bug(
         "a forged value counts",
         "router/quotas/values.py",
-        "        if not hmac.compare_digest(tag, self._tag(name, body)):\n            return None\n",
+        "        if not hmac.compare_digest(tag, self._tag(name, body)):\n"
+        "            return None\n",
         "",
         "tests/unit/router/quotas/test_values.py::"
         "test_what_no_router_of_this_cluster_wrote_there_is_not_read",
@@ -141,7 +144,8 @@ BUGS = [
     Bug(
         "a failed request is charged",
         "router/charging.py",
-        "        if not ended.timing.path or (is_ours and not isinstance(error, DeadlineExceeded)):\n"
+        "        if not ended.timing.path or "
+        "(is_ours and not isinstance(error, DeadlineExceeded)):\n"
         "            return 0\n",
         "",
         CHARGING + "test_our_faults_are_not_charged_and_the_clients_choices_are",

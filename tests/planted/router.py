@@ -20,7 +20,8 @@ BUGS = [
         "credit taken between two attempts is lost",
         "router/orchestrator.py",
         "        if run is None:\n            return\n        limit = num_positions",
-        "        if run is None or run.run_id not in self._attempts.in_progress:\n            return\n"
+        "        if run is None or run.run_id not in self._attempts.in_progress:\n"
+        "            return\n"
         "        limit = num_positions",
         "tests/simulation/test_survival_rules.py"
         "::test_what_a_client_takes_while_nobody_serves_it_counts_for_the_next_attempt",

@@ -117,8 +117,8 @@ BUGS = [
     Bug(
         "two workers write to one folder",
         "kv_storage/disk.py",
-        "                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)\n            except Blocking",
-        "                fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)\n            except Blocking",
+        "fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)\n            except Blocking",
+        "fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)\n            except Blocking",
         DISK + "test_two_workers_have_a_folder_each_and_the_next_takes_over_the_first",
     ),
     Bug(

@@ -50,7 +50,8 @@ BUGS = [
         "tests/unit/engine/scheduling/test_scheduler.py"
         "::test_prompt_scores_that_a_preemption_interrupts_are_there_once"),
     Bug("nobody tells the worker that a choice is over", "router/attempt_state.py",
-        "            self.on_choice_finished(self)\n", "            pass\n", f"{CHOICES}::{STOPPED}"),
+        "            self.on_choice_finished(self)\n", "            pass\n",
+        f"{CHOICES}::{STOPPED}"),
     Bug("a stop string ends an output before min_tokens", "router/choice_output.py",
         "if not self._stop or len(self.token_ids) <= self._min_tokens:", "if not self._stop:",
         f"{STOPPING}::test_stops_are_looked_for_after_min_tokens_only"),

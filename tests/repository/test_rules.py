@@ -59,7 +59,7 @@ def test_no_two_classes_have_one_name():
 
 
 def test_unit_tests_stand_where_their_module_does():
-    """`unit/router/test_placement.py` is about `router/placement.py`; an aspect of it may follow."""
+    """`unit/router/test_placement.py` is about `router/placement.py`; an aspect may follow."""
     unit = ROOT / "tests" / "unit"
     paths = sorted(unit.rglob("test_*.py"))
     assert len(paths) > 50

@@ -1,4 +1,4 @@
-"""A worker that lacks the beginning of a prompt fetches it from one that has it, on virtual time."""
+"""A worker that lacks the beginning of a prompt fetches it from one that has it."""
 
 import asyncio
 
@@ -23,7 +23,7 @@ from core.config import PlacementConfig
 from core.session import FetchOutcome, Role
 from kv_transfer.transitions import Transition
 
-# --- every direction -------------------------------------------------------------------------------
+# --- every direction ------------------------------------------------------------------------------
 
 
 def test_a_prefill_worker_fetches_from_a_prefill_worker():

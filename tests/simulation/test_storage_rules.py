@@ -1,4 +1,4 @@
-"""Blocks kept below the pool, on virtual time: what is loaded is exact, and what fails is computed."""
+"""Blocks kept below the pool, on virtual time: what is loaded is exact, what fails is computed."""
 
 import asyncio
 

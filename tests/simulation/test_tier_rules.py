@@ -1,4 +1,4 @@
-"""Tiers on the whole cluster: a chat beside a batch job, from the first permit to the last token."""
+"""Tiers on the whole cluster: a chat beside a batch job, from the permit to the last token."""
 
 import asyncio
 

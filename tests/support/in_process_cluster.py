@@ -208,7 +208,7 @@ open_clusters: list = []
 
 
 class InProcessCluster:
-    """Workers and a router: `async with InProcessCluster(...) as cluster: await cluster.ask(...)`."""
+    """Workers and a router: `async with InProcessCluster(...) as cluster`, then `cluster.ask`."""
 
     def __init__(
         self,

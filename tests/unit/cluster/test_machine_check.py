@@ -1,4 +1,4 @@
-"""What a config names on this machine is checked by `check-config`, and by `up` before it starts."""
+"""What a config names on this machine is checked by `check-config`, and by `up` as it starts."""
 
 import json
 

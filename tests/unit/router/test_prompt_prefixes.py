@@ -1,4 +1,4 @@
-"""What the router knows of prefixes: names as workers make them, the view, and prompts on their way."""
+"""What the router knows of prefixes: names as workers make them, the view, prompts on their way."""
 
 import asyncio
 from dataclasses import replace
