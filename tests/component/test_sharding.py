@@ -306,12 +306,13 @@ def test_every_difference_between_two_identities_is_named():
     )
 
 
-async def test_blocks_that_do_not_divide_are_refused_within_a_second_and_other_pairs_go_on():
+async def test_blocks_that_do_not_divide_are_refused_at_once_and_other_pairs_go_on():
     async with InProcessCluster(
-        TINY, "float32", engine(1, 16), engine(1, 24), transfer=TransferConfig(lease_s=1)
+        TINY, "float32", engine(1, 16), engine(1, 24), transfer=TransferConfig(lease_s=60)
     ) as cluster:
-        odd = await cluster.ask(PROMPTS[0], max_tokens=5)
-    assert odd.ended.error is not None and odd.ended.timing.e2e_s < 1
+        async with asyncio.timeout(30):  # the refusal ends it, not the lease
+            odd = await cluster.ask(PROMPTS[0], max_tokens=5)
+    assert odd.ended.error is not None
 
 
 def test_workers_with_another_tokenizer_do_not_match(tmp_path):

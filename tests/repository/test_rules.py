@@ -142,7 +142,7 @@ def test_every_dependency_has_its_line():
     text = (ROOT / "docs" / "dependencies.md").read_text()
     project = (ROOT / "pyproject.toml").read_text()
     names = re.findall(
-        r'^  "([a-zA-Z0-9_.\[\]-]+?)(?:[=<>].*)?",$', project.split("[tool.setuptools]")[0], re.M
+        r'^  "([a-zA-Z0-9_.\[\]-]+?)(?:[=<>].*)?",$', project.split("[tool.setuptools")[0], re.M
     )
     assert len(names) > 20
     for name in names:
