@@ -143,6 +143,25 @@ async def test_an_emptied_store_forgets_nothing_that_a_router_knew():
 
 
 @virtual
+async def test_a_charge_counts_once_after_a_loss_however_clocks_have_drifted():
+    for drift_s in (-0.9, -0.4, 0.4):
+        clocks = [Shifted(), Shifted()]
+        async with Routers(2, clocks=clocks) as routers:
+            one, two = routers
+            assert await take(one, 600)
+            assert await take(two, 300)
+            clocks[1].ahead_s += drift_s
+            routers.store.empty()
+            for _ in range(int((PERIOD_S + GRACE_S + 0.5) / 0.05)):
+                for quotas in routers:  # it looks, and is behind by less than the drift
+                    assert not await take(quotas, 1000)
+                await asyncio.sleep(0.05)
+            assert not await take(one, 101), drift_s
+            assert await take(one, 100), drift_s
+            assert not await take(two, 1), drift_s
+
+
+@virtual
 async def test_an_emptied_store_is_told_of_routers_that_are_dead():
     async with Routers(3) as routers:
         one, two, three = routers
