@@ -56,15 +56,16 @@ demo: setup
 	$(BIN)/python -m cli.demo
 
 # Two runs at once: real processes, which wait more than they compute, and all the rest, which takes
-# what they leave. Either may fail; both are heard to the end.
+# what they leave. Either may fail; both are heard to the end. Of the slowest tests (`sampled`) each
+# runs every other day.
 test: setup
 	$(MAKE) --jobs=2 --keep-going --output-sync=target test-processes test-rest
 
 test-processes: setup
-	$(PYTEST) tests/faults; failed=$$?; $(PYTEST) tests/e2e && exit $$failed
+	$(PYTEST) --sampled tests/faults; failed=$$?; $(PYTEST) --sampled tests/e2e && exit $$failed
 
 test-rest: setup
-	nice -n 5 $(PYTEST) tests/attacks tests/component tests/contract tests/planted tests/repository \
+	nice -n 5 $(PYTEST) --sampled tests/attacks tests/component tests/contract tests/planted tests/repository \
 		tests/unit tests/simulation
 
 # While one works: no cluster, no rank processes, a few seeds of the simulation. Each kind

@@ -62,6 +62,26 @@ def _children() -> set[int]:
     return found.difference(*(pids() for pids in shared.children))
 
 
+def pytest_addoption(parser):
+    parser.addoption(
+        "--sampled",
+        action="store_true",
+        help="of the tests that are marked `sampled`, run only those that are due today",
+    )
+
+
+def pytest_collection_modifyitems(config, items):
+    """Of the slowest tests, leave out those that are due another day."""
+    from support import samples
+
+    if not config.getoption("--sampled"):
+        return
+    days = {item: mark.args[0] for item in items if (mark := item.get_closest_marker("sampled"))}
+    late = [item for item in days if not samples.is_due(item.nodeid, days[item])]
+    config.hook.pytest_deselected(items=late)
+    items[:] = [item for item in items if item not in late]
+
+
 def pytest_terminal_summary(terminalreporter):
     """How to repeat this run: which share of the sampled matrices it took."""
     from support import samples

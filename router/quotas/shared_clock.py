@@ -115,10 +115,13 @@ class SharedClock:
         """Go on from another router's time if it is ahead, and from the first one in any case."""
         ahead_ms = now_ms - self.now_ms()
         if not self.is_shared:
-            self._offset_ms += ahead_ms
-            self._on_set(math.ceil(ahead_ms / 1000))  # rather a little longer than too short
+            self._move(ahead_ms)
         elif ahead_ms > 0:
             self._offset_ms += ahead_ms
+
+    def _move(self, ahead_ms: int) -> None:
+        self._offset_ms += ahead_ms
+        self._on_set(math.ceil(ahead_ms / 1000))  # rather a little longer than too short
 
     def _join(self, value: ClockValue) -> None:
         """Go on from an epoch's time, with all that was charged: it may count from elsewhere.
@@ -127,9 +130,10 @@ class SharedClock:
         was charged stays in its second, in which its writer has it, too, and is not counted twice.
         """
         ahead_ms = max(0, value.now_ms - self.now_ms())
-        self._offset_ms += ahead_ms
-        if ahead_ms >= 1000:
-            self._on_set(math.ceil(ahead_ms / 1000))
+        if ahead_ms < 1000:
+            self._offset_ms += ahead_ms
+        else:
+            self._move(ahead_ms)
 
     def _note_loss(self, value: ClockValue | None) -> bool:
         # Once, however many calls see it before the store has the new epoch.

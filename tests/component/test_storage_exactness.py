@@ -104,6 +104,7 @@ async def test_stored_blocks_give_the_tokens_of_a_cold_run(tmp_path, names, path
     assert not any(fault is not StorageFault.REPLACED for _, fault in role_counts.faults)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(("size", "block"), [(2, 16), (1, 8), (2, 32)])
 async def test_every_split_and_block_size(tmp_path, dtype, size, block):

@@ -51,6 +51,7 @@ def ask(stub, prompt):
     )
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(("prefill", "decode"), [(32, 16), (16, 32)])
 def test_pools_of_different_blocks_answer_like_one_process(prefill, decode, start, tmp_path):
     path = tmp_path / "baton.yaml"

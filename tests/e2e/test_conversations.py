@@ -48,6 +48,7 @@ def up(request):
     assert code == 0 and not left
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.timeout(400)
 async def test_each_turn_goes_to_the_holder_and_finds_the_answer_before_it(up):
     async with web(up) as http:
@@ -69,6 +70,7 @@ async def test_each_turn_goes_to_the_holder_and_finds_the_answer_before_it(up):
         assert fresh.cached == 0 and fresh.output == talk.turns[-1].output
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.timeout(400)
 async def test_histories_of_real_templates_hit_up_to_the_first_other_token():
     # One worker: what is cached decides, and not which of two is thought to be faster.
@@ -95,6 +97,7 @@ async def test_histories_of_real_templates_hit_up_to_the_first_other_token():
     assert sorted(found.values())[len(found) // 3] > 0.6, found
 
 
+@pytest.mark.sampled(2)
 async def test_a_session_stays_with_its_worker_where_nothing_is_cached_and_is_its_tenants(tmp_path):
     roles = {"acme": KeyRole.TENANT, "bulk": KeyRole.TENANT, "operator": KeyRole.ADMIN}
     keys = {name: new_key(name, "standard", role) for name, role in roles.items()}

@@ -67,6 +67,7 @@ def wait_replaced(up, role, pid):
     raise AssertionError("the dead process was not replaced")
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("what", sample(["decode", "prefill", "decode rank"], 2))
 def test_local_a_killed_process_is_survived_token_for_token_and_replaced(what, mended):
     up = mended
@@ -92,6 +93,7 @@ def test_a_workers_death_ends_its_ranks_within_a_second(mended):
     wait_replaced(up, "decode", victim["pid"])
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("number", sample(ENDS, 2))
 def test_local_however_it_ends_no_process_is_left(number, start):
     up = start("--local", "--colocated")
@@ -187,6 +189,7 @@ def test_status_without_a_cluster_is_one_clear_line():
     )
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.ray
 @pytest.mark.timeout(300)
 def test_on_ray_the_decode_worker_is_killed_survived_and_replaced_and_nothing_is_orphaned(
@@ -217,6 +220,7 @@ def test_on_ray_the_decode_worker_is_killed_survived_and_replaced_and_nothing_is
     assert (code, left) == (0, set())
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.ray
 @pytest.mark.timeout(300)
 def test_on_ray_with_pd_forced_the_running_request_waits_for_a_decode_worker_that_is_starting(

@@ -248,6 +248,7 @@ QUIET = {
 }
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.timeout(600)
 def test_http_bodies(local, neighbour):
     connection = http.client.HTTPConnection(local.url.removeprefix("http://"), timeout=20)

@@ -91,6 +91,7 @@ BURSTS = {
 }
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", BURSTS)
 async def test_a_busy_holders_prefix_is_fetched_and_the_answer_is_exact(name):
     async with ProcessCluster(BURSTS[name]) as cluster, httpx.AsyncClient(timeout=120) as http:
@@ -115,6 +116,7 @@ async def test_a_busy_holders_prefix_is_fetched_and_the_answer_is_exact(name):
         assert not await cluster.leaked()
 
 
+@pytest.mark.sampled(2)
 async def test_a_prefill_worker_fetches_what_only_the_decode_worker_still_has():
     small = config(
         "pd",

@@ -67,6 +67,7 @@ def joined(chunks):
     return out
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.timeout(240)
 async def test_streams_resume_at_another_router_wherever_they_were_cut():
     async with ProcessCluster(config_of()) as cluster:

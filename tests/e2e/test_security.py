@@ -75,6 +75,7 @@ async def refused(call):
     return caught.value.code()
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.timeout(180)
 async def test_a_closed_cluster(tmp_path):
     async with closed_cluster(tmp_path) as cluster:

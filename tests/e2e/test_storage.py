@@ -8,6 +8,7 @@ import time
 
 import grpc
 import httpx
+import pytest
 import yaml
 
 from protos.baton.v1 import generation_pb2 as pb
@@ -42,6 +43,7 @@ def wait_for_another_worker(up, old_pid):
     raise AssertionError("the worker was not replaced")
 
 
+@pytest.mark.sampled(2)
 def test_a_killed_worker_finds_its_blocks_on_disk(start, tmp_path):
     path = tmp_path / "baton.yaml"
     folder = tmp_path / "blocks"

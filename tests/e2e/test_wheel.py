@@ -88,6 +88,7 @@ def test_the_sdist_and_the_wheel_hold_what_a_cluster_needs_and_no_tests(dist):
     assert not {name for name in packed | wheeled if name.startswith("tests")}
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.timeout(600)
 def test_the_installed_wheel_starts_generates_and_ends(installed, tmp_path):
     baton = str(installed / "bin" / "baton")

@@ -78,6 +78,7 @@ def test_without_faults_a_load_above_capacity_is_served_or_refused(style):
     assert (sum(endings[name] for name in REFUSED) > 0) == is_refusing
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("kind", [k for k in Kind if k not in (Kind.CANCEL, Kind.SLOW_READER)])
 def test_each_fault_alone_bites_and_loses_nothing(kind):
     bitten = 0
@@ -177,6 +178,7 @@ def test_a_seed_replays_in_another_process_with_another_hash_seed():
     )
 
 
+@pytest.mark.sampled(2)
 def test_a_planted_bug_is_found_and_shrunk_to_a_line_that_shows_it_again(monkeypatch):
     """After a reconnect the worker forgets to send again what was lost with the stream."""
     monkeypatch.setattr(Attempt, "rewind", lambda self, wanted: None)

@@ -1,4 +1,4 @@
-"""What `make test` takes of a matrix that `make test-long` runs whole:
+"""What `make test` takes of a matrix, and of the slowest tests, that `make test-long` runs whole:
 a share that changes every day.
 
 Owns the draw and its seed. A failure is repeated with the seed that the run ends with:
@@ -7,6 +7,7 @@ Owns the draw and its seed. A failure is repeated with the seed that the run end
 
 import os
 import random
+import zlib
 from datetime import UTC, datetime
 
 from support.process_cluster import is_long
@@ -23,3 +24,8 @@ def sample(cases, count):
     rng = random.Random(f"{SEED} {len(cases)} {count}")
     taken = rng.sample(range(len(cases)), count)
     return [case for index, case in enumerate(cases) if index in taken]
+
+
+def is_due(test_id, every_days, seed=SEED):
+    """True on one of so many days in a row, on which is as good as drawn."""
+    return (zlib.crc32(test_id.encode()) + seed) % every_days == 0
