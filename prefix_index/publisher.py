@@ -101,6 +101,8 @@ class PrefixPublisher:
         self._clock = clock
         self._number = 0
         self._whole_number = 0
+        self._head = b""
+        """As it was written last."""
         self._position = START
         self._renewed_at = 0.0
         self._wake = asyncio.Event()
@@ -166,7 +168,7 @@ class PrefixPublisher:
             StoreFailed: What was to be published may be lost: the whole content is due.
         """
         if not self._is_whole_due and self._is_renewal_due:
-            if not await self._store.renew(self._life, self._whole_number, TTL_S, self._position):
+            if not await self._renew():
                 self._void()
             self._renewed_at = self._clock.now_s()
         if self._is_whole_due:
@@ -182,6 +184,13 @@ class PrefixPublisher:
         # A router that starts reads the whole and every batch since: that must not grow for ever.
         if self._number - self._whole_number > MAX_BATCHES_SINCE_WHOLE:
             await self._publish_whole()
+
+    async def _renew(self) -> bool:
+        """Keep what is in the store; False if it is no longer what was written."""
+        if not await self._store.renew(self._life, self._whole_number, TTL_S, self._position):
+            return False
+        # Behind a head that another has written, whoever comes new would find nothing.
+        return await self._store.read_head(self._life) == self._head
 
     @property
     def _is_renewal_due(self) -> bool:
@@ -208,8 +217,8 @@ class PrefixPublisher:
                 entry = self._codec.segment(self._life, number, len(segments), tier, some)
                 segments.append(entry)
         head = Head(number, len(segments), head.position)
-        entry = self._codec.head(self._life, head)
-        await self._store.write_whole(self._life, number, entry, segments, TTL_S)
+        self._head = self._codec.head(self._life, head)
+        await self._store.write_whole(self._life, number, self._head, segments, TTL_S)
         self._whole_number = number
         self._renewed_at = self._clock.now_s()
         self.num_wholes += 1

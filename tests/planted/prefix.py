@@ -32,6 +32,13 @@ BUGS = [
         RULES + "test_a_batch_that_was_lost_is_noticed_by_an_idle_worker_too",
     ),
     Bug(
+        "a head that another has written stays",
+        "prefix_index/publisher.py",
+        "        return await self._store.read_head(self._life) == self._head\n",
+        "        return True\n",
+        RULES + "test_a_head_that_another_has_written_is_replaced_for_those_who_come_later",
+    ),
+    Bug(
         "batches are applied again, or late",
         "prefix_index/feed.py",
         "        if batch.number <= follower.number:\n",

@@ -334,6 +334,25 @@ def test_forged_entries_are_counted_and_change_nothing():
     run_virtual(main())
 
 
+def test_a_head_that_another_has_written_is_replaced_for_those_who_come_later():
+    async def main():
+        store = MemoryPrefixStore()
+        worker = Worker(store)
+        worker.compute(range(12))
+        async with following(worker, store=store):
+            store._of(worker.life).head = b"?" * 40
+            await asyncio.sleep(1.5)
+            late = PrefixFeed(
+                store, PrefixView(), lambda: {worker.life}, EntryCodec(KEY), LoopClock()
+            )
+            reading = asyncio.create_task(late.run())
+            await asyncio.sleep(2.5)
+            agrees(late, worker)
+            reading.cancel()
+
+    run_virtual(main())
+
+
 def test_entries_of_a_workers_earlier_life_are_refused_in_the_log_of_this_one():
     async def main():
         store = MemoryPrefixStore()
