@@ -58,13 +58,13 @@ REFUSALS = Metric(
     "counter",
     "calls and requests that were answered with an error before they ran, and whole answers that "
     "were never read",
-    ("door", "code"),
+    ("server", "code"),
 )
 ERRORS = Metric(
     "baton_request_errors_total",
     "counter",
     "requests that ran and ended with an error, a client that left or read too slowly among them",
-    ("door", "code"),
+    ("server", "code"),
 )
 BAD_KEYS = Metric(
     "baton_bad_keys_total",
