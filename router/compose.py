@@ -29,7 +29,7 @@ from router.observe.prompt_report import PromptReport
 from router.observe.readiness import Proof
 from router.observe.recorder import Recorder
 from router.observe.request_log import RequestLog
-from router.observe.shedding import Shedding
+from router.observe.shedding_log import SheddingLog
 from router.observe.status import ClusterStatus, replica
 from router.observe.storage_gauges import storage_gauges
 from router.observe.telemetry import Telemetry
@@ -164,7 +164,7 @@ def compose_service(components: RouterComponents, parts: ServiceComponents) -> R
     )
     log = RequestLog(clock.now_s) if config.log_requests else None
     explanations = Explanations()
-    recorder = Recorder(telemetry, Shedding(admission, clock.now_s), explanations, log)
+    recorder = Recorder(telemetry, SheddingLog(admission, clock.now_s), explanations, log)
     prefixes = _prefixes(components)
     fetches = _fetches(components, sessions)
     core = _core(components, sessions, admission, prefixes, fetches, recorder)

@@ -10,7 +10,7 @@ from router.observe.recorder import Recorder
 def test_without_a_request_log_requests_are_still_counted():
     seen = []
     telemetry = SimpleNamespace(request_ended=lambda run, ended, server: seen.append(run))
-    recorder = Recorder(telemetry, shedding=None, explanations=Explanations(), log=None)
+    recorder = Recorder(telemetry, shedding_log=None, explanations=Explanations(), log=None)
     for tier in ("standard", "canary"):
         request = SimpleNamespace(tier=tier, request_id=tier)
         run = SimpleNamespace(request=request, placement=None)
