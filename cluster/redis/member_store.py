@@ -10,7 +10,7 @@ from cluster.redis.client import bounded, new_client
 KEY = "baton:members"
 
 
-class RedisStore:
+class RedisMemberStore:
     """The `MemberStore` port over one Redis."""
 
     def __init__(self, url: str) -> None:
