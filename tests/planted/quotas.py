@@ -2,6 +2,7 @@
 
 from planted.bug import Bug
 
+RULES = "tests/unit/router/quotas/test_rules.py::"
 LEDGER = "tests/unit/router/quotas/test_ledger.py::"
 ROUTERS = "tests/unit/router/quotas/test_quotas.py::"
 FAULTS = "tests/unit/router/quotas/test_ledger_store.py::"
@@ -92,9 +93,16 @@ BUGS = [
     Bug(
         "a router without the store grants without end",
         "router/quotas/rules.py",
-        "    if not sharing.is_alone or own == NOTHING or fits(own, amount, share):\n",
+        "    if used == NOTHING or fits(used, amount, share):\n",
         "    if True:\n",
         FAULTS + "test_without_the_store_each_router_grants_its_share_and_waits_for_nobody",
+    ),
+    Bug(
+        "a client is told of less than it has to wait",
+        "router/quotas/rules.py",
+        "ceil(retry_after_s)",
+        "round(retry_after_s)",
+        RULES + "test_a_message_names_the_wait_of_retry_after_and_never_a_shorter_one",
     ),
     Bug(
         "a store that is away is asked by every request",
