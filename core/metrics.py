@@ -78,7 +78,7 @@ API_KEYS = Metric(
     "keys that open, keys that have expired, lines refused, and 1 while the file is lost",
     ("state",),
 )
-QUOTAS_ALONE = Metric(
+QUOTA_LOCAL_DECISIONS = Metric(
     "baton_quota_local_decisions_total",
     "counter",
     "requests whose key's quota a router decided alone, within its share: Redis was away or slow",
@@ -255,6 +255,6 @@ ALL = (
     STORED_BLOCKS,
     STORED_HITS,
     STORAGE_FAULTS,
-    QUOTAS_ALONE,
+    QUOTA_LOCAL_DECISIONS,
 )
 OUTCOMES = ("finished", "rejected", "cancelled", "failed")

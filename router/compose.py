@@ -88,7 +88,7 @@ class ServiceComponents:
     read_certificate_ends: Callable[[], dict[str, int]] = dict
     """End of each certificate (Unix seconds) by its name."""
     quota_store: QuotaStore | None = None
-    """Where routers compare what keys have used; None: each counts alone."""
+    """Where routers compare what keys have used; None: each counts its own."""
     cluster_key: str = ""
     """Secret that the cluster's processes share."""
     public_prompts: PublicPrompts = field(default_factory=PublicPrompts)
@@ -219,7 +219,7 @@ def _charging(
         parts.quota_store,
         ValueCodec(parts.cluster_key),
         components.clock,
-        telemetry.charged_alone,
+        telemetry.quota_decided_locally,
     )
     return Charging(quotas, components.tiers)
 

@@ -97,7 +97,7 @@ class Telemetry:
             metrics.CACHED_TOKENS,
             metrics.KV_BYTES,
             metrics.FRAGMENTS_RESENT,
-            metrics.QUOTAS_ALONE,
+            metrics.QUOTA_LOCAL_DECISIONS,
         )
         for metric in plain:
             self._counters[metric].add(0)
@@ -162,9 +162,9 @@ class Telemetry:
         label = code if code in CODES else OTHER.code
         self._counters[metrics.REFUSALS].add(1, {"server": server, "code": label})
 
-    def charged_alone(self) -> None:
+    def quota_decided_locally(self) -> None:
         """Record a decision on a quota without the store."""
-        self._counters[metrics.QUOTAS_ALONE].add(1)
+        self._counters[metrics.QUOTA_LOCAL_DECISIONS].add(1)
 
     def retried(self, error: ServingError) -> None:
         """Record an attempt caused by a fault."""

@@ -91,45 +91,55 @@ class Account:
             self._give_back(claim.outcome)
 
     async def decide(self, store: LedgerStore) -> None:
-        """Decide every claim that waits; the lock is held.
+        """Decide every claim that waits; the lock is held, and the caller limits the time.
 
         Raises:
             StoreFailed: Nothing is decided.
         """
         is_fresh = False
-        while True:
-            was_alone = self._read_sharing().is_alone
-            draft = self._draft()
-            outcomes = {claim: self._outcome(claim, draft) for claim in self._waiting}
-            charges = [o for o in outcomes.values() if isinstance(o, Charge)]
-            if charges:
-                if not await self._replace(store, draft, charges):
-                    is_fresh = True
-                    continue
-                if self._read_sharing().is_alone and not was_alone:
-                    # The store turned out to have lost something: decide again, by the share.
-                    for charge in charges:
-                        self._give_back(charge)
-                    continue
-            elif not is_fresh:  # others may have refunded since
-                self._merge(await store.read(self.key))
-                is_fresh = True
-                continue
-            for claim, outcome in outcomes.items():
-                if claim in self._waiting:
-                    del self._waiting[claim]
-                    claim.outcome = outcome
-                elif isinstance(outcome, Charge):  # it waits no longer
-                    self._give_back(outcome)
-            return
+        while not await self._try_to_decide(store, is_fresh=is_fresh):
+            is_fresh = True  # a try that fails takes over what the store has
 
-    def decide_alone(self, claim: Claim) -> None:
+    async def _try_to_decide(self, store: LedgerStore, *, is_fresh: bool) -> bool:
+        """Decide by the ledger as it is known, if the store still has the same.
+
+        Args:
+            store: Gets the charges.
+            is_fresh: The ledger is the store's of just now: claims may be refused by it.
+
+        Returns:
+            False if nothing is decided; then more is known than before.
+        """
+        was_share_only = self._read_sharing().is_share_only
+        draft = self._draft()
+        outcomes = {claim: self._outcome(claim, draft) for claim in self._waiting}
+        charges = [o for o in outcomes.values() if isinstance(o, Charge)]
+        if charges:
+            if not await self._replace(store, draft, charges):
+                return False
+            if self._read_sharing().is_share_only and not was_share_only:
+                # The store turned out to have lost something: decide again, by the share.
+                for charge in charges:
+                    self._give_back(charge)
+                return False
+        elif not is_fresh:  # others may have refunded since
+            self._merge(await store.read(self.key))
+            return False
+        for claim, outcome in outcomes.items():
+            if claim in self._waiting:
+                del self._waiting[claim]
+                claim.outcome = outcome
+            elif isinstance(outcome, Charge):  # it waits no longer
+                self._give_back(outcome)
+        return True
+
+    def decide_locally(self, claim: Claim) -> Charge | RateLimited:
         """Decide a claim by what is known here."""
         self._waiting.pop(claim, None)
         self.ledger.prune(self._now_ms() // 1000)
         claim.name = ""  # who leans on it cannot be seen
-        claim.outcome = self._outcome(claim, self.ledger)
         self.is_dirty = True
+        return self._outcome(claim, self.ledger)
 
     def _outcome(self, claim: Claim, draft: Ledger) -> Charge | RateLimited:
         now_ms = self._now_ms()

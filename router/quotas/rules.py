@@ -27,7 +27,7 @@ class Sharing:
     """Whether routers can compare what they have granted."""
 
     num_routers: int
-    is_alone: bool
+    is_share_only: bool
     """They cannot: each grants no more than its share."""
     ends_s: float | None = None
     """When they will again, if that is known."""
@@ -64,7 +64,9 @@ def refusal(
     by_second = ledger.by_second(now_ms // 1000)
     used = total(by_second.values())
     if fits(used, amount, limits):
-        return _over_share(ledger, amount, limits, sharing, now_ms) if sharing.is_alone else None
+        return (
+            _over_share(ledger, amount, limits, sharing, now_ms) if sharing.is_share_only else None
+        )
     retry_after_s = wait_s(by_second, amount, limits, now_ms / 1000)
     return RateLimited(
         f"{_over_limit(used, amount, limits)}; {_try_again(retry_after_s)}", retry_after_s
@@ -75,7 +77,7 @@ def standing(ledger: Ledger, limits: Amount, sharing: Sharing, now_ms: int) -> S
     """Return how a key stands."""
     second = now_ms // 1000
     left = less(limits, ledger.used(second))
-    if sharing.is_alone:
+    if sharing.is_share_only:
         share = less(share_of(limits, sharing.num_routers), ledger.own_used(second))
         left = Amount(*map(min, left, share))
     return Standing(limits, left, reset_s(ledger.by_second(second), now_ms / 1000))

@@ -134,7 +134,7 @@ async def test_many_at_once_are_decided_with_few_calls_in_the_order_of_their_arr
         charges = await asyncio.gather(*(take(routers[0], 10) for _ in range(300)))
         assert [c is not None for c in charges] == [True] * 100 + [False] * 200
         assert routers.store.num_calls - before < 8
-        assert not routers.alone
+        assert not routers.local_decisions
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -168,7 +168,7 @@ def test_no_minute_holds_more_than_the_limit_whatever_the_order(seed):
                     quotas.settle(KEY, charge, Amount(1, used))
 
             await asyncio.gather(*(client() for _ in range(8)))
-        assert not routers.alone
+        assert not routers.local_decisions
         for start_s, _, _ in granted:
             within = [n for asked, at, n in granted if start_s <= asked and at < start_s + 59.95]
             assert sum(within) <= 1000
