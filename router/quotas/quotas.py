@@ -166,12 +166,13 @@ class Quotas:
             return
         try:
             while True:
-                await self._tend(self._store)
-                await self._rest()
+                await self._sync(self._store)
+                await self._wait_for_changes()
         finally:
             await self._store.close()
 
-    async def _tend(self, store: LedgerStore) -> None:
+    async def _sync(self, store: LedgerStore) -> None:
+        """Renew the clock if that is due, and write every account that has changed."""
         try:
             if self.is_local or self._clock.now_ms() >= self._renewal_due_ms:
                 async with asyncio.timeout(CALL_TIMEOUT_S):
@@ -192,7 +193,8 @@ class Quotas:
             events.QUOTAS_SHARED.log()
         self._forget()
 
-    async def _rest(self) -> None:
+    async def _wait_for_changes(self) -> None:
+        """Pause until there is something to write, for a period at most."""
         if self.is_local:
             await asyncio.sleep(PERIOD_S)
             return
