@@ -132,7 +132,7 @@ class TierQueues(Generic[AnyWaiter]):
         """True if a newcomer could wait now, perhaps in another's place."""
         queue = self.by_tier[tier]
         if queue.line.is_full or len(self) < self._max_queued:
-            return queue.line.has_room_for(tenant)
+            return queue.line.has_place_for(tenant)
         return any(one.line for one in self._below(queue)) or queue.line.may_replace(tenant)
 
     def token_limit(self, tier: str, num_tokens: int) -> tuple[int, int] | None:

@@ -126,7 +126,7 @@ BUGS = [
     Bug(
         "a tenant waits behind all that another has",
         "router/fair_queue.py",
-        "                num_ahead += min(len(one.waiters), max(0, num_turns))\n",
+        "                num_ahead += min(len(one.waiters), max(0, num_passes))\n",
         "                num_ahead += len(one.waiters)\n",
         "tests/unit/router/test_fair_queue.py::"
         "test_a_newcomer_knows_how_many_have_their_turn_before_it",
