@@ -5,7 +5,7 @@ from planted.bug import Bug
 RULES = "tests/unit/router/quotas/test_rules.py::"
 LEDGER = "tests/unit/router/quotas/test_ledger.py::"
 ROUTERS = "tests/unit/router/quotas/test_quotas.py::"
-FAULTS = "tests/unit/router/quotas/test_ledger_store.py::"
+FAULTS = "tests/unit/router/quotas/test_quotas_without_store.py::"
 CHARGING = "tests/unit/router/test_charging.py::"
 
 BUGS = [
