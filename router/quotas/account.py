@@ -30,8 +30,8 @@ class Charge:
     amount: Amount
     """Without what earlier runs of the request have paid."""
     paid: Amount = NOTHING
-    name: str = ""
-    """Of a request that its client has named."""
+    idempotency_key: str = ""
+    """Of a request that may run again for the same charge; empty: of one that may not."""
     owner: str = ""
     is_settled: bool = False
 
@@ -42,7 +42,7 @@ class Claim:
 
     limits: Amount
     amount: Amount
-    name: str
+    idempotency_key: str
     outcome: Charge | RateLimited | None = None
 
 
@@ -66,7 +66,8 @@ class Account:
         self._known = NO_ENTRY
         self._waiting: dict[Claim, None] = {}
         self._endings: list[tuple[Charge, Amount]] = []
-        """Named requests' charges and what was used, until it is known who leans on them."""
+        """Charges of requests that may run again, and what was used, until it is known who leans on
+        them."""
         self._now_ms = now_ms
         self._read_sharing = read_sharing
         self._new_owner = new_owner
@@ -78,9 +79,9 @@ class Account:
 
     # --- claims -----------------------------------------------------------------------------------
 
-    def claim(self, limits: Amount, amount: Amount, name: str) -> Claim:
+    def claim(self, limits: Amount, amount: Amount, idempotency_key: str) -> Claim:
         """Let a request wait for a decision."""
-        claim = Claim(limits, amount, name)
+        claim = Claim(limits, amount, idempotency_key)
         self._waiting[claim] = None
         return claim
 
@@ -137,21 +138,21 @@ class Account:
         """Decide a claim by what is known here."""
         self._waiting.pop(claim, None)
         self.ledger.prune(self._now_ms() // 1000)
-        claim.name = ""  # who leans on it cannot be seen
+        claim.idempotency_key = ""  # who leans on the charge cannot be seen
         self.is_dirty = True
         return self._outcome(claim, self.ledger)
 
     def _outcome(self, claim: Claim, draft: Ledger) -> Charge | RateLimited:
         now_ms = self._now_ms()
-        paid = draft.paid(claim.name) if claim.name else NOTHING
-        charge = Charge(now_ms // 1000, less(claim.amount, paid), paid, claim.name)
+        paid = draft.paid(claim.idempotency_key) if claim.idempotency_key else NOTHING
+        charge = Charge(now_ms // 1000, less(claim.amount, paid), paid, claim.idempotency_key)
         error = refusal(draft, charge.amount, claim.limits, self._read_sharing(), now_ms)
         if error is not None:
             return error
         draft.charge(charge.second, charge.amount)
-        if claim.name:
+        if claim.idempotency_key:
             charge.owner = self._new_owner()
-            draft.begin(claim.name, charge.owner, claim.amount, now_ms)
+            draft.begin(claim.idempotency_key, charge.owner, claim.amount, now_ms)
         return charge
 
     # --- endings ----------------------------------------------------------------------------------
@@ -167,7 +168,7 @@ class Account:
         self.is_dirty = True
         paid = Amount(*map(sum, zip(charge.paid, charge.amount, strict=True)))
         self.ledger.charge(self._now_ms() // 1000, less(used, paid))
-        if charge.name:  # by now, a later run at another router may lean on it
+        if charge.idempotency_key:  # by now, a later run at another router may lean on it
             self._endings.append((charge, used))
         else:
             self.ledger.refund(charge.second, less(charge.amount, used))
@@ -177,8 +178,8 @@ class Account:
         charge.is_settled = True
         self.is_dirty = True
         self.ledger.refund(charge.second, charge.amount)
-        if charge.name:
-            self.ledger.settle(charge.name, charge.owner, charge.paid)
+        if charge.idempotency_key:
+            self.ledger.settle(charge.idempotency_key, charge.owner, charge.paid)
 
     async def push(self, store: LedgerStore) -> None:
         """Write what the store does not have; the lock is held.
@@ -191,7 +192,7 @@ class Account:
             endings, self._endings = self._endings, []
             for charge, used in endings:
                 counted = Amount(*map(max, charge.paid, used))
-                if draft.settle(charge.name, charge.owner, counted):
+                if draft.settle(charge.idempotency_key, charge.owner, counted):
                     draft.refund(charge.second, less(charge.amount, less(counted, charge.paid)))
             if await self._replace(store, draft, []):
                 return

@@ -85,7 +85,7 @@ class Quotas:
             key: Whom.
             limits: In a minute.
             amount: One request, and the most tokens that it can use.
-            request_id: If the client has named it: then its runs are charged once.
+            request_id: The client's own, whose runs are charged once; empty: it gave none.
 
         Raises:
             InvalidRequest: It would not fit into an empty minute.
@@ -237,5 +237,5 @@ class Quotas:
 
 
 def _digest(request_id: str) -> str:
-    """Return a short name for an id of any length."""
+    """Return a short idempotency key for an id of any length."""
     return hashlib.blake2b(request_id.encode(), digest_size=12).hexdigest()

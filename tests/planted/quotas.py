@@ -86,7 +86,7 @@ BUGS = [
     Bug(
         "every run of a named request is charged",
         "router/quotas/account.py",
-        "paid = draft.paid(claim.name) if claim.name else NOTHING",
+        "paid = draft.paid(claim.idempotency_key) if claim.idempotency_key else NOTHING",
         "paid = NOTHING",
         ROUTERS + "test_a_named_request_is_charged_once_however_often_and_wherever_it_runs",
     ),
