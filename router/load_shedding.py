@@ -99,7 +99,7 @@ class LoadShedding:
 
         Args:
             tier: Its tier.
-            ahead: What stands before it.
+            ahead: What is ahead of it.
             num_tokens: Of its prompt; None: not read yet, and it may be short.
             deadline_at: When it must have ended, on the clock.
         """
