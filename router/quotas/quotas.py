@@ -121,10 +121,9 @@ class Quotas:
 
     def settle(self, key: str, charge: Charge, used: Amount) -> None:
         """Refund what a request was charged and has not used; only the first call counts."""
-        account = self._accounts.get(key)
-        if account is not None:
-            account.settle(charge, used)
-            self._wake.set()
+        # Perhaps anew: a request may outlast the window, and its account is forgotten by then.
+        self._account(key).settle(charge, used)
+        self._wake.set()
 
     def standing(self, key: str, limits: Amount) -> Standing:
         """Return how a key stands, as far as this router knows."""

@@ -70,6 +70,14 @@ BUGS = [
         ROUTERS + "test_what_was_not_used_is_refunded_once_and_seen_at_the_other_router",
     ),
     Bug(
+        "what a long request used beyond its estimate is free",
+        "router/quotas/quotas.py",
+        "        self._account(key).settle(charge, used)\n",
+        "        if key in self._accounts:\n            self._account(key).settle(charge, used)\n",
+        ROUTERS + "test_what_comes_beyond_an_estimate_is_charged_of_a_request_that_outlasts"
+        "_the_minute",
+    ),
+    Bug(
         "a refund stays with its router",
         "router/quotas/account.py",
         "        charge.is_settled = True\n        self.is_dirty = True\n        paid",

@@ -107,6 +107,20 @@ async def test_what_was_not_used_is_refunded_once_and_seen_at_the_other_router()
 
 
 @virtual
+async def test_what_comes_beyond_an_estimate_is_charged_of_a_request_that_outlasts_the_minute():
+    """Nothing else of its key counts by then, and its account is gone."""
+    async with Routers(2) as (one, two):
+        charge = await take(one, 100)
+        await asyncio.sleep(70)
+        assert not one._accounts
+        one.settle(KEY, charge, Amount(1, 900))
+        assert left(one) == 200
+        await asyncio.sleep(0.2)
+        assert not await take(two, 201)
+        assert await take(two, 200)
+
+
+@virtual
 async def test_a_refund_that_another_router_has_just_told_is_looked_for():
     """A refusal is never decided by what was known before."""
     async with Routers(2) as (one, two):
