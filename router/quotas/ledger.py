@@ -210,14 +210,13 @@ def wait_s(by_second: Mapping[int, Amount], amount: Amount, limits: Amount, now_
         now_s: By the clock of `by_second`.
     """
     used = total(by_second.values())
+    fits_in_s = 0.0
     for second, gone in by_second.items():
         if fits(used, amount, limits):
             break
         used = Amount(used.requests - gone.requests, used.tokens - gone.tokens)
-        left_at_s = second + WINDOW_S + 1
-        if fits(used, amount, limits):
-            return max(0.0, left_at_s - now_s)
-    return 0.0
+        fits_in_s = max(0.0, second + WINDOW_S + 1 - now_s)
+    return fits_in_s
 
 
 def reset_s(by_second: Mapping[int, Amount], now_s: float) -> tuple[float, float]:
