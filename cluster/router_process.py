@@ -15,7 +15,7 @@ from cluster.certificate_expiry import CertificateEnds
 from cluster.pools import pools_of
 from cluster.prefix_index import IndexTask, make_feed
 from cluster.quotas import make_quota_store
-from cluster.redis.member_store import RedisStore
+from cluster.redis.member_store import RedisMemberStore
 from cluster.secrets import with_read_secrets
 from cluster.served_model import model_of
 from cluster.tracing import make_tracing
@@ -133,7 +133,7 @@ class RunningRouter:
                     Role.DECODE: config.pools.decode.replicas,
                 },
                 must_cross=config.placement.path == "pd",
-                store=RedisStore(config.redis.url) if config.redis.url else None,
+                store=RedisMemberStore(config.redis.url) if config.redis.url else None,
                 quota_store=make_quota_store(config) if config.redis.url else None,
                 cluster_key=security.cluster_key,
                 read_certificate_ends=self._ends.read,

@@ -158,7 +158,7 @@ REQUEST = Event(
         "outcome",
         "tenant",
         "tier",
-        "door",
+        "server",
         "client",
         "prompt_tokens",
         "output_tokens",
@@ -180,7 +180,7 @@ REFUSAL = Event(
     "refusal",
     INFO,
     "a call was refused before it had a request of its own",
-    ("outcome", "route", "tenant", "tier", "door", "client", "unlogged"),
+    ("outcome", "route", "tenant", "tier", "server", "client", "unlogged"),
 )
 
 # --- workers --------------------------------------------------------------------------------------

@@ -58,13 +58,13 @@ REFUSALS = Metric(
     "counter",
     "calls and requests that were answered with an error before they ran, and whole answers that "
     "were never read",
-    ("door", "code"),
+    ("server", "code"),
 )
 ERRORS = Metric(
     "baton_request_errors_total",
     "counter",
     "requests that ran and ended with an error, a client that left or read too slowly among them",
-    ("door", "code"),
+    ("server", "code"),
 )
 BAD_KEYS = Metric(
     "baton_bad_keys_total",
@@ -78,7 +78,7 @@ API_KEYS = Metric(
     "keys that open, keys that have expired, lines refused, and 1 while the file is lost",
     ("state",),
 )
-QUOTAS_ALONE = Metric(
+QUOTA_LOCAL_DECISIONS = Metric(
     "baton_quota_local_decisions_total",
     "counter",
     "requests whose key's quota a router decided alone, within its share: Redis was away or slow",
@@ -255,6 +255,6 @@ ALL = (
     STORED_BLOCKS,
     STORED_HITS,
     STORAGE_FAULTS,
-    QUOTAS_ALONE,
+    QUOTA_LOCAL_DECISIONS,
 )
 OUTCOMES = ("finished", "rejected", "cancelled", "failed")

@@ -93,7 +93,7 @@ class ReceiverState(Enum):
 
 
 class Receiver:
-    """ReceiverState of one incoming transfer."""
+    """State of one incoming transfer."""
 
     def __init__(
         self,

@@ -96,7 +96,7 @@ class SenderState(Enum):
 
 
 class Sender:
-    """SenderState of one outgoing transfer."""
+    """State of one outgoing transfer."""
 
     def __init__(
         self,

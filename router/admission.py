@@ -73,7 +73,7 @@ class Admission:
 
     def queued_by_tier(self) -> dict[str, int]:
         """Count the requests that wait for a permit."""
-        return {name: len(queue.line) for name, queue in self._waiting.by_tier.items()}
+        return {name: len(queue.waiters) for name, queue in self._waiting.by_tier.items()}
 
     @asynccontextmanager
     async def permit(self, request: GenerateRequest) -> AsyncIterator[None]:
@@ -128,16 +128,16 @@ class Admission:
             raise Draining("the router is shutting down; try another one")
 
     def _ahead_of(self, tier: str, tenant: str) -> Ahead:
-        before = self._waiting.before(tier, tenant, asyncio.get_running_loop().time())
+        queued = self._waiting.ahead_of(tier, tenant, asyncio.get_running_loop().time())
         share = self._max_running_of(tier)
         num_left = share - self._num_running[tier]
         is_limited = share < self._max_running
         return Ahead(
             self.num_running,
-            before.num_requests,
-            before.num_tokens,
+            queued.num_requests,
+            queued.num_tokens,
             self._may_run_now(tier, 1),
-            max(0, before.num_own + 1 - num_left) if is_limited else 0,
+            max(0, queued.num_own + 1 - num_left) if is_limited else 0,
         )
 
     def _shortage(self, tier: str, tenant: str) -> Shortage | None:
@@ -147,12 +147,12 @@ class Admission:
         return self._shedding.too_late(tier, self._ahead_of(tier, tenant))
 
     def _full(self, tier: str, tenant: str) -> Shortage:
-        running, queued = self._num_running[tier], len(self._waiting.by_tier[tier].line)
+        queue = self._waiting.by_tier[tier]
         message = (
             f"{self.num_running} requests run and {self.num_queued} wait, the limits are "
-            f"{self._max_running} and {self._max_queued} (of tier {tier} {running} and {queued}, "
-            f"{self._max_running_of(tier)} and {self._waiting.by_tier[tier].max_queued}); try "
-            "again later"
+            f"{self._max_running} and {self._max_queued} (of tier {tier} "
+            f"{self._num_running[tier]} and {len(queue.waiters)}, "
+            f"{self._max_running_of(tier)} and {queue.max_queued}); try again later"
         )
         return self._no_room(tier, tenant, QueueFull, message)
 
@@ -245,7 +245,7 @@ class Admission:
         self._shedding.released(
             tier,
             is_awaited=self._next() is not None,
-            is_share_awaited=bool(self._waiting.by_tier[tier].line)
+            is_share_awaited=bool(self._waiting.by_tier[tier].waiters)
             and not self._is_within_share(tier, 1),
         )
 
@@ -263,13 +263,13 @@ class Admission:
             return True
         due_at = asyncio.get_running_loop().time() + self._tiers[tier].delay_s
         first = self._next()
-        return not self._waiting.by_tier[tier].line and (first is None or first.due_at > due_at)
+        return not self._waiting.by_tier[tier].waiters and (first is None or first.due_at > due_at)
 
     def _next(self) -> TierQueue[_Waiter] | None:
         """Return the tier whose turn it is; one that has its share waits for its own permits."""
         for queue in self._waiting.in_turn():
             # Cancelled, and not yet gone from the queue: its task has not run since.
-            while (waiter := queue.line.peek()) is not None and waiter.granted.done():
+            while (waiter := queue.waiters.peek()) is not None and waiter.granted.done():
                 self._waiting.leave(waiter)
             if waiter is not None and self._is_within_share(waiter.tier, waiter.num_permits):
                 return queue
@@ -278,7 +278,7 @@ class Admission:
     def _grant_next(self) -> None:
         """Grant free permits in the queue's order: small requests do not overtake a large one."""
         while (queue := self._next()) is not None:
-            waiter = queue.line.peek()
+            waiter = queue.waiters.peek()
             if waiter is None or self.num_running + waiter.num_permits > self._max_running:
                 return
             self._waiting.take(queue)

@@ -38,7 +38,7 @@ class ReplyCharge:
     """What one reply was charged, until its requests have ended."""
 
     def __init__(self, quotas: Quotas, key: str, charge: Charge, num_requests: int) -> None:
-        """Wait for so many ends."""
+        """Settle `charge` when so many requests have ended."""
         self._quotas = quotas
         self._key = key
         self._charge = charge
@@ -61,35 +61,30 @@ class Charging:
     """Charges replies to the keys that ask for them."""
 
     def __init__(self, quotas: Quotas, tiers: Tiers) -> None:
-        """Charge by the limits of `tiers`; `start` begins what runs without calls."""
+        """Charge by the limits of `tiers`; `start` begins to share counts with other routers."""
         self._quotas = quotas
         self._tiers = tiers
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Keep the quotas together with those of other routers, if any key has some."""
+        """Keep this router's counts and those of others equal, if any tier has a limit."""
         if any(self._limits(name) != NOTHING for name in self._tiers.by_name):
             self._task = asyncio.get_running_loop().create_task(self._quotas.run())
 
     async def stop(self) -> None:
-        """End that."""
+        """Count alone from here on; charges can still be settled."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
 
     async def charge(
-        self,
-        identity: Identity,
-        all_params: Sequence[RequestParams],
-        made: Sequence[GenerateRequest],
+        self, all_params: Sequence[RequestParams], made: Sequence[GenerateRequest]
     ) -> ReplyCharge | None:
-        """Charge a reply before its requests run.
+        """Charge a reply before its requests run, by the limits of its key's own tier.
 
         Args:
-            identity: Whose it is: the limits are those of the key's own tier, whichever it asks
-                for.
-            all_params: What was asked for.
-            made: The requests made of that, one each.
+            all_params: What one caller has asked for, in one call.
+            made: The requests made of that, one each; at least one.
 
         Returns:
             What hears of every request's end; None for a key without limits.
@@ -98,16 +93,16 @@ class Charging:
             InvalidRequest: It would not fit into an empty minute.
             RateLimited: It does not fit now.
         """
-        limits = self._limits(identity.tier)
-        if limits == NOTHING or not made:
+        first = all_params[0]
+        limits = self._limits(first.identity.tier)
+        if limits == NOTHING:
             return None
-        key = identity.key or ANYBODY
+        key = first.identity.key or ANYBODY
         tokens = sum(
             _most_tokens(request, params, limits.tokens)
             for params, request in zip(all_params, made, strict=True)
         )
-        name = all_params[0].request_id
-        charge = await self._quotas.charge(key, limits, Amount(1, tokens), name)
+        charge = await self._quotas.charge(key, limits, Amount(1, tokens), first.request_id)
         return ReplyCharge(self._quotas, key, charge, len(made))
 
     def headers(self, identity: Identity) -> dict[str, str]:
@@ -156,9 +151,10 @@ def duration(seconds: float) -> str:
 
 def _most_tokens(request: GenerateRequest, params: RequestParams, limit: int) -> int:
     """Return what a request may use at most, or an estimate if its client leaves that open."""
-    num_prompt, sampling = len(request.token_ids), request.sampling
+    num_prompt = len(request.token_ids)
+    sampling = request.sampling
     if "max_tokens" in params.sampling:
         return num_prompt + sampling.max_tokens * sampling.n
-    output = min(sampling.max_tokens, ESTIMATED_OUTPUT_TOKENS) * sampling.n
-    # An estimate keeps nobody out for good.
-    return num_prompt + max(1, min(output, limit - num_prompt) if limit else output)
+    estimate = num_prompt + min(sampling.max_tokens, ESTIMATED_OUTPUT_TOKENS) * sampling.n
+    # An estimate keeps nobody out for good; a prompt that leaves room for no output does.
+    return max(num_prompt + 1, min(estimate, limit)) if limit else estimate

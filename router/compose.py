@@ -29,7 +29,7 @@ from router.observe.prompt_report import PromptReport
 from router.observe.readiness import Proof
 from router.observe.recorder import Recorder
 from router.observe.request_log import RequestLog
-from router.observe.shedding import Shedding
+from router.observe.shedding_log import SheddingLog
 from router.observe.status import ClusterStatus, replica
 from router.observe.storage_gauges import storage_gauges
 from router.observe.telemetry import Telemetry
@@ -88,7 +88,7 @@ class ServiceComponents:
     read_certificate_ends: Callable[[], dict[str, int]] = dict
     """End of each certificate (Unix seconds) by its name."""
     quota_store: QuotaStore | None = None
-    """Where routers compare what keys have used; None: each counts alone."""
+    """Where routers compare what keys have used; None: each counts its own."""
     cluster_key: str = ""
     """Secret that the cluster's processes share."""
     public_prompts: PublicPrompts = field(default_factory=PublicPrompts)
@@ -164,7 +164,7 @@ def compose_service(components: RouterComponents, parts: ServiceComponents) -> R
     )
     log = RequestLog(clock.now_s) if config.log_requests else None
     explanations = Explanations()
-    recorder = Recorder(telemetry, Shedding(admission, clock.now_s), explanations, log)
+    recorder = Recorder(telemetry, SheddingLog(admission, clock.now_s), explanations, log)
     prefixes = _prefixes(components)
     fetches = _fetches(components, sessions)
     core = _core(components, sessions, admission, prefixes, fetches, recorder)
@@ -219,7 +219,7 @@ def _charging(
         parts.quota_store,
         ValueCodec(parts.cluster_key),
         components.clock,
-        telemetry.charged_alone,
+        telemetry.quota_decided_locally,
     )
     return Charging(quotas, components.tiers)
 

@@ -79,18 +79,18 @@ class ReleaseRate:
 
 @dataclass(frozen=True, slots=True)
 class Ahead:
-    """What stands before a newcomer in this router."""
+    """What is ahead of a newcomer in this router."""
 
     num_running: int
     """Permits that are taken."""
     num_requests: int
-    """That wait and have their turn before it."""
+    """Requests that wait and have their turn before it."""
     num_tokens: int
     """Of their prompts."""
     is_free: bool
-    """A permit is, and nobody goes before it."""
+    """True if a permit is free and nobody goes before it."""
     num_own_releases: int = 0
-    """Of its tier, until it is within the tier's share."""
+    """Releases of its tier's permits until it is within the tier's share."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +122,7 @@ def expected_wait(
     """Predict the wait of a newcomer.
 
     Args:
-        ahead: What stands before it.
+        ahead: What is ahead of it.
         interval_s: That of `ReleaseRate`.
         work: Of the workers.
         own_interval_s: The same of its tier alone, while the tier had its share.

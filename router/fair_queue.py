@@ -3,9 +3,10 @@
 Owns the order of the waiters and the rule by which a full queue makes room. Does not know what they
 wait for.
 
-A tenant's turns are marks on a line that all of them share, closer together for a larger weight;
-the lowest mark is served next. A newcomer's first mark lies one of its turns beyond the one that
-was served last, so that leaving and coming back gains nothing.
+The order is that of stride scheduling: a tenant's next waiter has a pass, its further ones follow
+at its stride, which is shorter for a larger weight, and the lowest pass is served first. Who comes
+begins one stride beyond the pass that was served last, so that leaving and coming back gains
+nothing.
 """
 
 from __future__ import annotations
@@ -16,24 +17,24 @@ from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 Waiter = TypeVar("Waiter")
-TURN = 1 << 20
-"""Between two marks of a tenant of weight 1."""
+STRIDE = 1 << 20
+"""Of a tenant of weight 1."""
 
 
 @dataclass(slots=True)
 class _Tenant(Generic[Waiter]):
     """A tenant with at least one waiter."""
 
-    turn: int
-    """Its distance between two marks."""
-    mark: int
-    """Of its next waiter."""
+    stride: int
+    """Between the passes of two of its waiters."""
+    next_pass: int
+    """Of its first waiter."""
     waiters: OrderedDict[Waiter, None] = field(default_factory=OrderedDict)
 
     @property
-    def share(self) -> int:
+    def length(self) -> int:
         """Its waiters, by its weight: who has more of them should make room."""
-        return len(self.waiters) * self.turn
+        return len(self.waiters) * self.stride
 
 
 class FairQueue(Generic[Waiter]):
@@ -51,7 +52,7 @@ class FairQueue(Generic[Waiter]):
         self._tenants: dict[str, _Tenant[Waiter]] = {}
         self._joined: OrderedDict[Waiter, str] = OrderedDict()
         """Every waiter's tenant, the first that came first."""
-        self._served_mark = 0
+        self._served_pass = 0
 
     def __len__(self) -> int:
         """Waiters of all tenants."""
@@ -81,66 +82,47 @@ class FairQueue(Generic[Waiter]):
         """
         evicted = None
         if self.is_full:
-            evicted = self.make_room(tenant)
-            if evicted is None:
+            if not self.may_replace(tenant):
                 return waiter
+            evicted = self.drop_newest()
         self._add(tenant, waiter)
         return evicted
 
-    def make_room(self, tenant: str) -> Waiter | None:
-        """Remove and return the newest waiter of the tenant with the most; None if it may stay."""
-        return self.drop_newest() if self.may_replace(tenant) else None
-
-    def has_room_for(self, tenant: str) -> bool:
+    def has_place_for(self, tenant: str) -> bool:
         """True if the tenant could join now, perhaps in another's place."""
         return not self.is_full or self.may_replace(tenant)
 
     def may_replace(self, tenant: str) -> bool:
         """True if another tenant has so many more waiters that it must make room for this one."""
         mine = self._tenants.get(tenant)
-        turn = self._turn_of(tenant)
-        share = mine.share if mine is not None else 0
-        most = max((one.share for one in self._tenants.values()), default=0)
+        length = mine.length if mine is not None else 0
+        longest = max((one.length for one in self._tenants.values()), default=0)
         # Not if the two would then be even: they would evict one another in turn.
-        return share + turn < most
+        return length + self._stride_of(tenant) < longest
 
     def num_ahead(self, tenant: str) -> int:
         """Count those whose turn is before that of one that the tenant adds now."""
         mine = self._tenants.get(tenant)
-        mark = self._first_mark(tenant) if mine is None else mine.mark + mine.share
+        its_pass = self._first_pass(tenant) if mine is None else mine.next_pass + mine.length
         num_ahead = 0
-        is_behind = 0
+        tie = 0
         for one in self._tenants.values():
             if one is mine:
                 num_ahead += len(one.waiters)
-                # From here on tenants stand behind it in the table: equal marks are after its own.
-                is_behind = 1
+                # From here on tenants stand behind it in the table: equal passes are after its own.
+                tie = 1
             else:
-                num_turns = (mark - one.mark - is_behind) // one.turn + 1
-                num_ahead += min(len(one.waiters), max(0, num_turns))
+                num_passes = (its_pass - one.next_pass - tie) // one.stride + 1
+                num_ahead += min(len(one.waiters), max(0, num_passes))
         return num_ahead
 
     def drop_newest(self) -> Waiter:
         """Remove and return the newest waiter of the tenant with the most, by its weight."""
-        longest = max(self._tenants.values(), key=lambda one: one.share)
+        longest = max(self._tenants.values(), key=lambda one: one.length)
         # The newest: it has waited the least, so it loses the least.
         newest = next(reversed(longest.waiters))
         self.leave(self._joined[newest], newest)
         return newest
-
-    def _turn_of(self, tenant: str) -> int:
-        return max(1, round(TURN / self._weights.get(tenant, 1.0)))
-
-    def _first_mark(self, tenant: str) -> int:
-        return self._served_mark + self._turn_of(tenant)
-
-    def _add(self, tenant: str, waiter: Waiter) -> None:
-        found = self._tenants.get(tenant)
-        if found is None:
-            mark = self._first_mark(tenant)
-            found = self._tenants[tenant] = _Tenant(self._turn_of(tenant), mark)
-        found.waiters[waiter] = None
-        self._joined[waiter] = tenant
 
     def leave(self, tenant: str, waiter: Waiter) -> bool:
         """Remove a waiter; False if it does not wait here (any more)."""
@@ -165,11 +147,25 @@ class FairQueue(Generic[Waiter]):
             return None
         tenant = self._tenants[name]
         waiter = next(iter(tenant.waiters))
-        self._served_mark = tenant.mark
-        tenant.mark += tenant.turn
+        self._served_pass = tenant.next_pass
+        tenant.next_pass += tenant.stride
         self.leave(name, waiter)
         return waiter
 
+    def _stride_of(self, tenant: str) -> int:
+        return max(1, round(STRIDE / self._weights.get(tenant, 1.0)))
+
+    def _first_pass(self, tenant: str) -> int:
+        return self._served_pass + self._stride_of(tenant)
+
+    def _add(self, tenant: str, waiter: Waiter) -> None:
+        found = self._tenants.get(tenant)
+        if found is None:
+            found = _Tenant(self._stride_of(tenant), self._first_pass(tenant))
+            self._tenants[tenant] = found
+        found.waiters[waiter] = None
+        self._joined[waiter] = tenant
+
     def _next_tenant(self) -> str | None:
-        # Of equal marks the first in the table: it has waited longer.
-        return min(self._tenants, key=lambda name: self._tenants[name].mark, default=None)
+        # Of equal passes the first in the table: it has waited longer.
+        return min(self._tenants, key=lambda name: self._tenants[name].next_pass, default=None)

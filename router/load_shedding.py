@@ -6,7 +6,7 @@ try. Does not know the queue, permits or HTTP; `router.expected_wait` makes the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from core.config import PlacementConfig, TierConfig
@@ -99,7 +99,7 @@ class LoadShedding:
 
         Args:
             tier: Its tier.
-            ahead: What stands before it.
+            ahead: What is ahead of it.
             num_tokens: Of its prompt; None: not read yet, and it may be short.
             deadline_at: When it must have ended, on the clock.
         """
@@ -108,21 +108,8 @@ class LoadShedding:
             return None
         now_s = self._clock.now_s()
         wait = self._expected(tier, ahead, self._work_for(num_tokens, now_s), now_s)
-        own = self._tiers[tier]
-        limits = [
-            (wait.permit_s, self._queue_wait_s, "a permit", "router.queue_wait_s")
-            if own.queue_wait_s is None
-            else (wait.permit_s, own.queue_wait_s, "a permit", f"tiers.{tier}.queue_wait_s")
-        ]
-        if own.max_ttft_s:
-            name = f"tiers.{tier}.max_ttft_s"
-            limits.append((wait.first_token_s, own.max_ttft_s, "its turn", name))
-        if deadline_at is not None:
-            # What workers seem to need counts only for those who ask for a limit on it: one that
-            # stood still for a while looks slow for long after.
-            left_s = max(0.0, deadline_at - now_s)
-            limits.append((wait.permit_s, left_s, "a permit", "the time left to it"))
-        for wait_s, limit_s, for_what, name in limits:
+        left_s = None if deadline_at is None else max(0.0, deadline_at - now_s)
+        for wait_s, limit_s, for_what, name in self._limits(tier, wait, left_s):
             if wait_s > limit_s:
                 return Shortage(
                     TooLate,
@@ -131,6 +118,28 @@ class LoadShedding:
                     wait_s - limit_s,
                 )
         return None
+
+    def _limits(
+        self, tier: str, wait: ExpectedWait, left_s: float | None
+    ) -> Iterator[tuple[float, float, str, str]]:
+        """List predicted waits and their limits (seconds), what each is for, and the limit's name.
+
+        Args:
+            tier: The newcomer's.
+            wait: Predicted for it.
+            left_s: Until its deadline; None: it has none that is known.
+        """
+        own = self._tiers[tier]
+        if own.queue_wait_s is None:
+            yield wait.permit_s, self._queue_wait_s, "a permit", "router.queue_wait_s"
+        else:
+            yield wait.permit_s, own.queue_wait_s, "a permit", f"tiers.{tier}.queue_wait_s"
+        if own.max_ttft_s:
+            yield wait.first_token_s, own.max_ttft_s, "its turn", f"tiers.{tier}.max_ttft_s"
+        if left_s is not None:
+            # What workers seem to need counts only for those who ask for a limit on it: one that
+            # stood still for a while looks slow for long after.
+            yield wait.permit_s, left_s, "a permit", "the time left to it"
 
     def _expected(self, tier: str, ahead: Ahead, work: PrefillWork, now_s: float) -> ExpectedWait:
         own_interval_s = self._own_releases[tier].interval_s(now_s)
@@ -151,7 +160,7 @@ class LoadShedding:
         return self._work
 
     def room_in_s(self, tier: str, ahead: Ahead) -> float:
-        """Predict when there will be room for a request that found none (seconds)."""
+        """Note that a request found no room, and predict when there will be some (seconds)."""
         # A tier that has its share may wait for its own permits while others are free.
         lacking = self._own_releases[tier] if ahead.num_own_releases else self._releases
         lacking.wanted()

@@ -137,7 +137,7 @@ class GenerationService:
             InvalidRequest: They would not fit into an empty minute of the key's quota.
             RateLimited: They do not fit now.
         """
-        return await self.charging.charge(all_params[0].identity, all_params, made)
+        return await self.charging.charge(all_params, made)
 
     def open(self, *requests: GenerateRequest, charge: ReplyCharge | None = None) -> StreamGroup:
         """Start requests; their events come through the group, and their ends settle `charge`."""

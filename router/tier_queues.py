@@ -34,8 +34,8 @@ class Waiter:
 
 
 @dataclass(frozen=True, slots=True)
-class Before:
-    """What has its turn before a newcomer."""
+class QueuedAhead:
+    """Waiters whose turn is before a newcomer's, as far as that can be foreseen."""
 
     num_requests: int
     num_own: int
@@ -48,43 +48,47 @@ AnyWaiter = TypeVar("AnyWaiter", bound=Waiter)
 
 
 class TierQueue(Generic[AnyWaiter]):
-    """Those of one tier."""
+    """Waiters of one tier."""
 
     def __init__(self, tier: TierConfig, max_queued: int, max_queued_tokens: int) -> None:
         """Start empty; the limits are those of all tiers, which the tier may lower."""
-        own = tier.max_queued
-        tokens = tier.max_queued_tokens
         self.delay_s = tier.delay_s
-        self.share = tier.max_running_share
-        self.max_queued = max_queued if own is None else own
-        self.max_queued_tokens = max_queued_tokens if tokens is None else tokens
+        self.max_running_share = tier.max_running_share
+        self.max_queued = max_queued if tier.max_queued is None else tier.max_queued
+        self.max_queued_tokens = (
+            max_queued_tokens if tier.max_queued_tokens is None else tier.max_queued_tokens
+        )
         self.num_tokens = 0
-        self.line: FairQueue[AnyWaiter] = FairQueue(self.max_queued, tier.tenant_weights)
+        self.waiters: FairQueue[AnyWaiter] = FairQueue(self.max_queued, tier.tenant_weights)
 
     def num_due(self, at: float) -> int:
-        """Estimate how many are due by then, as if they had come evenly: to count them is dear."""
-        oldest, newest = self.line.oldest, self.line.newest
+        """Estimate how many are due by then, as if they had come evenly.
+
+        To count them would cost time for each waiter at each newcomer.
+        """
+        oldest = self.waiters.oldest
+        newest = self.waiters.newest
         if oldest is None or newest is None:
             return 0
         since_s = at - self.due_at
         span_s = newest.joined_at - oldest.joined_at
         if since_s >= span_s:
-            return len(self.line)
-        return 0 if since_s < 0 else max(1, round(len(self.line) * since_s / span_s))
+            return len(self.waiters)
+        return 0 if since_s < 0 else max(1, round(len(self.waiters) * since_s / span_s))
 
     def tokens_of(self, num: float) -> float:
         """Estimate the prompt tokens of so many of its waiters."""
-        return self.num_tokens * num / max(1, len(self.line))
+        return self.num_tokens * num / max(1, len(self.waiters))
 
     @property
     def due_at(self) -> float:
-        """When its oldest waiter is due; it must have one."""
-        oldest = self.line.oldest
+        """When its oldest waiter is due (monotonic seconds); never, if it has none."""
+        oldest = self.waiters.oldest
         return float("inf") if oldest is None else oldest.joined_at + self.delay_s
 
 
 class TierQueues(Generic[AnyWaiter]):
-    """Those of all tiers."""
+    """Waiters of all tiers."""
 
     def __init__(
         self, tiers: Mapping[str, TierConfig], max_queued: int, max_queued_tokens: int
@@ -98,7 +102,7 @@ class TierQueues(Generic[AnyWaiter]):
 
     def __len__(self) -> int:
         """Waiters of all tiers."""
-        return sum(len(queue.line) for queue in self.by_tier.values())
+        return sum(len(queue.waiters) for queue in self.by_tier.values())
 
     @property
     def num_tokens(self) -> int:
@@ -106,34 +110,36 @@ class TierQueues(Generic[AnyWaiter]):
         return sum(queue.num_tokens for queue in self.by_tier.values())
 
     def in_turn(self) -> Iterator[TierQueue[AnyWaiter]]:
-        """List the tiers in which somebody waits, that which is due first, first."""
-        waiting = (queue for queue in self.by_tier.values() if queue.line)
+        """List the tiers in which somebody waits, in the order in which they are due."""
+        waiting = (queue for queue in self.by_tier.values() if queue.waiters)
         return iter(sorted(waiting, key=lambda queue: queue.due_at))
 
-    def before(self, tier: str, tenant: str, now_s: float) -> Before:
+    def ahead_of(self, tier: str, tenant: str, now_s: float) -> QueuedAhead:
         """Estimate what has its turn before one that the tenant adds to a tier now."""
         queue = self.by_tier[tier]
         due_at = now_s + queue.delay_s
         others = [
             (one, one.num_due(due_at))
             for one in self.by_tier.values()
-            if one is not queue and one.line
+            if one is not queue and one.waiters
         ]
-        num_own = queue.line.num_ahead(tenant)
-        num_turns = _num_turns(num_own + 1, [(num, one.share) for one, num in others if num])
-        num_tokens = queue.tokens_of(num_own) + sum(
-            one.tokens_of(min(num, one.share * num_turns)) for one, num in others
+        num_own = queue.waiters.num_ahead(tenant)
+        num_turns = _num_turns(
+            num_own + 1, [(num, one.max_running_share) for one, num in others if num]
         )
-        return Before(round(num_turns) - 1, num_own, round(num_tokens))
+        num_tokens = queue.tokens_of(num_own) + sum(
+            one.tokens_of(min(num, one.max_running_share * num_turns)) for one, num in others
+        )
+        return QueuedAhead(round(num_turns) - 1, num_own, round(num_tokens))
 
     # --- room -------------------------------------------------------------------------------------
 
     def has_place_for(self, tier: str, tenant: str) -> bool:
         """True if a newcomer could wait now, perhaps in another's place."""
         queue = self.by_tier[tier]
-        if queue.line.is_full or len(self) < self._max_queued:
-            return queue.line.has_room_for(tenant)
-        return any(one.line for one in self._below(queue)) or queue.line.may_replace(tenant)
+        if queue.waiters.is_full or len(self) < self._max_queued:
+            return queue.waiters.has_place_for(tenant)
+        return any(one.waiters for one in self._below(queue)) or queue.waiters.may_replace(tenant)
 
     def token_limit(self, tier: str, num_tokens: int) -> tuple[int, int] | None:
         """Look for the limit that so many more prompt tokens would pass.
@@ -159,24 +165,24 @@ class TierQueues(Generic[AnyWaiter]):
         lower = self._below(queue)
         left: list[AnyWaiter] = []
         while self.num_tokens + waiter.num_tokens > self._max_queued_tokens:
-            left.append(self._drop(next(one for one in lower if one.line)))
-        if queue.line.is_full:
+            left.append(self._drop(next(one for one in lower if one.waiters)))
+        if queue.waiters.is_full:
             left.append(self._drop(queue))
         elif len(self) >= self._max_queued:
-            left.append(self._drop(next((one for one in lower if one.line), queue)))
-        queue.line.join(waiter.tenant, waiter)
+            left.append(self._drop(next((one for one in lower if one.waiters), queue)))
+        queue.waiters.join(waiter.tenant, waiter)
         queue.num_tokens += waiter.num_tokens
         return left
 
     def leave(self, waiter: AnyWaiter) -> None:
         """Take a request out, if it waits."""
         queue = self.by_tier[waiter.tier]
-        if queue.line.leave(waiter.tenant, waiter):
+        if queue.waiters.leave(waiter.tenant, waiter):
             queue.num_tokens -= waiter.num_tokens
 
     def take(self, queue: TierQueue[AnyWaiter]) -> None:
         """Take out the next of a tier: its tenant has had its turn."""
-        waiter = queue.line.take()
+        waiter = queue.waiters.take()
         if waiter is not None:
             queue.num_tokens -= waiter.num_tokens
 
@@ -186,7 +192,7 @@ class TierQueues(Generic[AnyWaiter]):
         return sorted(lower, key=lambda one: -one.delay_s)
 
     def _drop(self, queue: TierQueue[AnyWaiter]) -> AnyWaiter:
-        dropped = queue.line.drop_newest()
+        dropped = queue.waiters.drop_newest()
         queue.num_tokens -= dropped.num_tokens
         return dropped
 

@@ -116,7 +116,7 @@ class Watch(ClusterObserver):
 
         def watched(queue: TierQueue[Any]) -> None:
             for other in waiting.in_turn():
-                first = other.line.peek()
+                first = other.waiters.peek()
                 if first is None or other.due_at >= queue.due_at:
                     continue
                 if admission._is_within_share(first.tier, first.num_permits):
@@ -187,7 +187,7 @@ def _idle_permits(cluster: SimCluster) -> list[str]:
     for router in cluster.routers:
         admission = router.admission
         queue = admission._next()
-        first = None if queue is None else queue.line.peek()
+        first = None if queue is None else queue.waiters.peek()
         if router.name in cluster.paused or not router.is_alive or first is None:
             continue
         if admission.num_running + first.num_permits <= admission._max_running:

@@ -108,7 +108,7 @@ def _candidates() -> list[tuple[Path, str]]:
 
 
 def _folders(package: str) -> list[Path]:
-    # Found without importing: only `prefix_index` knows the Redis client, which these pull in.
+    # Found without importing: only the stores need the Redis client, which these pull in.
     spec = importlib.util.find_spec(package)
     return [Path(folder) for folder in (spec.submodule_search_locations or [])] if spec else []
 

@@ -6,6 +6,7 @@ Owns the timeouts, and which failures are a store's. Does not know keys or value
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable
 from typing import TypeVar
 
@@ -49,3 +50,9 @@ async def bounded(call: Awaitable[Answer], wait_s: float = 0.0) -> Answer:
         # In Python 3.11 the client's `asyncio.wait_for` loses a cancellation that comes as it ends.
         if task is not None and task.cancelling() > num_cancels:
             raise asyncio.CancelledError
+
+
+async def close(client: redis_asyncio.Redis) -> None:
+    """Let go of a client's connections; a server that is frozen keeps nobody waiting."""
+    with contextlib.suppress(StoreFailed):
+        await bounded(client.aclose())

@@ -5,12 +5,12 @@ Owns its key and command. Does not know what is stored.
 
 from __future__ import annotations
 
-from cluster.redis.client import bounded, new_client
+from cluster.redis.client import bounded, close, new_client
 
 KEY = "baton:members"
 
 
-class RedisStore:
+class RedisMemberStore:
     """The `MemberStore` port over one Redis."""
 
     def __init__(self, url: str) -> None:
@@ -23,4 +23,4 @@ class RedisStore:
 
     async def close(self) -> None:
         """See `MemberStore`."""
-        await self._client.aclose()
+        await close(self._client)

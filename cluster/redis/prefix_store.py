@@ -12,14 +12,13 @@ scripts.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from redis import asyncio as redis_asyncio
 from redis.exceptions import RedisError
 
-from cluster.redis.client import CALL_TIMEOUT_S, bounded, new_client
+from cluster.redis.client import CALL_TIMEOUT_S, bounded, close, new_client
 from core.ids import WorkerLife
 from core.ports import START, StoreFailed
 
@@ -131,8 +130,7 @@ class RedisPrefixStore:
         """See `PrefixStore`."""
         clients = [self._client] if self._waiting is None else [self._client, self._waiting[1]]
         for client in clients:
-            with contextlib.suppress(RedisError, OSError, TimeoutError):  # it may be frozen
-                await client.aclose()
+            await close(client)
 
     def _key(self, life: WorkerLife, name: str) -> str:
         worker, incarnation = life

@@ -16,7 +16,7 @@ from typing import Any
 
 from redis.exceptions import RedisError, ResponseError
 
-from cluster.redis.client import bounded, new_client
+from cluster.redis.client import bounded, close, new_client
 from core.ports import NO_ENTRY, StoredValue, StoreFailed
 
 FIELD = "v"
@@ -65,10 +65,7 @@ class RedisQuotaStore:
 
     async def close(self) -> None:
         """See `QuotaStore`."""
-        try:
-            await bounded(self._client.aclose())
-        except StoreFailed:  # it may be frozen
-            return
+        await close(self._client)
 
 
 def _value(entries: Any) -> StoredValue:  # noqa: ANN401 - what Redis sent

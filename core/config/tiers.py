@@ -31,9 +31,9 @@ class TierConfig(Node):
         0.0,
         ge=0,
         le=86_400,
-        description="its requests count as come so much later than they did: the tier with the "
-        "least goes first, and whoever has waited as long as his delay stands level with a "
-        "newcomer that has none",
+        description="its requests are ordered as if they had come this much later: the tier with "
+        "the smallest delay goes first, and a request that has waited its delay is level with a "
+        "newcomer of a tier that has none",
     )
     max_running_share: float = Field(
         1.0,
@@ -84,7 +84,7 @@ BUILT_IN: Mapping[str, Mapping[str, float]] = {
     "standard": {"delay_s": 5.0},
     "batch": {"delay_s": 120.0, "max_running_share": 0.75},
 }
-"""What the tiers that every cluster has differ in."""
+"""The tiers that every cluster has, and in which settings they differ from a new one."""
 
 
 def default_tiers() -> dict[str, TierConfig]:

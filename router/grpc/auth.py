@@ -54,7 +54,7 @@ class GrpcGuard(grpc.aio.ServerInterceptor):  # type: ignore[misc]
     """Runs before every method."""
 
     def __init__(self, service: Guarded, incoming: IncomingMessages) -> None:
-        """GrpcGuard `service`; `incoming` reads the messages."""
+        """Guard `service`; `incoming` reads the messages."""
         self._service = service
         self._incoming = incoming
 

@@ -48,7 +48,7 @@ class HttpGuard:
         on_ended: Callable[[Call], None],
         read_quota: Callable[[Identity], Mapping[str, str]],
     ) -> None:
-        """HttpGuard an application.
+        """Guard an application.
 
         Args:
             app: Runs behind the guard.

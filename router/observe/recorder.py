@@ -12,7 +12,7 @@ from router import calls
 from router.calls import Call
 from router.observe.explanations import Explanations
 from router.observe.request_log import RequestLog
-from router.observe.shedding import Shedding
+from router.observe.shedding_log import SheddingLog
 from router.observe.telemetry import Telemetry
 from router.prefix_outcome import PromptOutcome
 from router.request_state import RequestObserver, RequestState
@@ -24,13 +24,13 @@ class Recorder(RequestObserver):
     def __init__(
         self,
         telemetry: Telemetry,
-        shedding: Shedding,
+        shedding_log: SheddingLog,
         explanations: Explanations,
         log: RequestLog | None,
     ) -> None:
         """Start; without a `log` everything is still counted."""
         self._telemetry = telemetry
-        self._shedding = shedding
+        self._shedding_log = shedding_log
         self._explanations = explanations
         self._log = log
 
@@ -42,7 +42,7 @@ class Recorder(RequestObserver):
         call = calls.current()
         self._telemetry.request_ended(run, ended, call.server if call else "")
         if ended.error is not None:
-            self._shedding.note(ended.error.code)
+            self._shedding_log.note(ended.error.code)
         self._explanations.note(run, ended)
         if self._log is not None:
             self._log.request_ended(run.request, ended, call)
@@ -53,7 +53,7 @@ class Recorder(RequestObserver):
         """Note a request that never began to run."""
         call = calls.current()
         self._telemetry.request_refused(call.server if call else "", error)
-        self._shedding.note(error.code)
+        self._shedding_log.note(error.code)
         if self._log is not None:
             self._log.request_refused(request, error, call)
         if call is not None:
@@ -77,7 +77,7 @@ class Recorder(RequestObserver):
             return
         call.is_recorded = True
         self._telemetry.call_refused(call)
-        self._shedding.note(call.code)
+        self._shedding_log.note(call.code)
         if self._log is not None:
             self._log.call_refused(call)
 

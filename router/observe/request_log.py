@@ -98,7 +98,7 @@ class RequestLog:
 def _call_fields(call: Call | None) -> dict[str, str]:
     if call is None:
         return {}
-    return {"door": call.server, "client": call.client}
+    return {"server": call.server, "client": call.client}
 
 
 def _request_fields(

@@ -76,9 +76,9 @@ class Telemetry:
             self._counters[metrics.ATTEMPTS].add(0, {"path": path})
         for server in ("http", "grpc"):
             for code in sorted(CODES):
-                self._counters[metrics.REFUSALS].add(0, {"door": server, "code": code})
+                self._counters[metrics.REFUSALS].add(0, {"server": server, "code": code})
             for code in sorted({error.code for error in all_errors()}):
-                self._counters[metrics.ERRORS].add(0, {"door": server, "code": code})
+                self._counters[metrics.ERRORS].add(0, {"server": server, "code": code})
         for client in ADDRESS_CLASSES:
             self._counters[metrics.BAD_KEYS].add(0, {"client": client})
         for outcome in FETCH_OUTCOMES:
@@ -97,7 +97,7 @@ class Telemetry:
             metrics.CACHED_TOKENS,
             metrics.KV_BYTES,
             metrics.FRAGMENTS_RESENT,
-            metrics.QUOTAS_ALONE,
+            metrics.QUOTA_LOCAL_DECISIONS,
         )
         for metric in plain:
             self._counters[metric].add(0)
@@ -109,7 +109,7 @@ class Telemetry:
         usage = ended.usage
         self._counters[metrics.REQUESTS].add(1, {"outcome": outcome_of(ended.error)})
         if ended.error is not None:
-            self._counters[metrics.ERRORS].add(1, {"door": server, "code": ended.error.code})
+            self._counters[metrics.ERRORS].add(1, {"server": server, "code": ended.error.code})
         self._counters[metrics.PROMPT_TOKENS].add(usage.prompt_tokens)
         self._counters[metrics.OUTPUT_TOKENS].add(usage.completion_tokens)
         self._counters[metrics.CACHED_TOKENS].add(usage.cached_tokens)
@@ -160,11 +160,11 @@ class Telemetry:
     def _count_refusal(self, server: str, code: str) -> None:
         # Labels are a closed set: what is not in it must not become a series of its own.
         label = code if code in CODES else OTHER.code
-        self._counters[metrics.REFUSALS].add(1, {"door": server, "code": label})
+        self._counters[metrics.REFUSALS].add(1, {"server": server, "code": label})
 
-    def charged_alone(self) -> None:
+    def quota_decided_locally(self) -> None:
         """Record a decision on a quota without the store."""
-        self._counters[metrics.QUOTAS_ALONE].add(1)
+        self._counters[metrics.QUOTA_LOCAL_DECISIONS].add(1)
 
     def retried(self, error: ServingError) -> None:
         """Record an attempt caused by a fault."""

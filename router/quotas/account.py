@@ -30,8 +30,8 @@ class Charge:
     amount: Amount
     """Without what earlier runs of the request have paid."""
     paid: Amount = NOTHING
-    name: str = ""
-    """Of a request that its client has named."""
+    idempotency_key: str = ""
+    """Of a request that may run again for the same charge; empty: of one that may not."""
     owner: str = ""
     is_settled: bool = False
 
@@ -42,7 +42,7 @@ class Claim:
 
     limits: Amount
     amount: Amount
-    name: str
+    idempotency_key: str
     outcome: Charge | RateLimited | None = None
 
 
@@ -66,7 +66,8 @@ class Account:
         self._known = NO_ENTRY
         self._waiting: dict[Claim, None] = {}
         self._endings: list[tuple[Charge, Amount]] = []
-        """Named requests' charges and what was used, until it is known who leans on them."""
+        """Charges of requests that may run again, and what was used, until it is known who leans on
+        them."""
         self._now_ms = now_ms
         self._read_sharing = read_sharing
         self._new_owner = new_owner
@@ -78,9 +79,9 @@ class Account:
 
     # --- claims -----------------------------------------------------------------------------------
 
-    def claim(self, limits: Amount, amount: Amount, name: str) -> Claim:
+    def claim(self, limits: Amount, amount: Amount, idempotency_key: str) -> Claim:
         """Let a request wait for a decision."""
-        claim = Claim(limits, amount, name)
+        claim = Claim(limits, amount, idempotency_key)
         self._waiting[claim] = None
         return claim
 
@@ -91,57 +92,67 @@ class Account:
             self._give_back(claim.outcome)
 
     async def decide(self, store: LedgerStore) -> None:
-        """Decide every claim that waits; the lock is held.
+        """Decide every claim that waits; the lock is held, and the caller limits the time.
 
         Raises:
             StoreFailed: Nothing is decided.
         """
         is_fresh = False
-        while True:
-            was_alone = self._read_sharing().is_alone
-            draft = self._draft()
-            outcomes = {claim: self._outcome(claim, draft) for claim in self._waiting}
-            charges = [o for o in outcomes.values() if isinstance(o, Charge)]
-            if charges:
-                if not await self._replace(store, draft, charges):
-                    is_fresh = True
-                    continue
-                if self._read_sharing().is_alone and not was_alone:
-                    # The store turned out to have lost something: decide again, by the share.
-                    for charge in charges:
-                        self._give_back(charge)
-                    continue
-            elif not is_fresh:  # others may have refunded since
-                self._merge(await store.read(self.key))
-                is_fresh = True
-                continue
-            for claim, outcome in outcomes.items():
-                if claim in self._waiting:
-                    del self._waiting[claim]
-                    claim.outcome = outcome
-                elif isinstance(outcome, Charge):  # it waits no longer
-                    self._give_back(outcome)
-            return
+        while not await self._try_to_decide(store, is_fresh=is_fresh):
+            is_fresh = True  # a try that fails takes over what the store has
 
-    def decide_alone(self, claim: Claim) -> None:
+    async def _try_to_decide(self, store: LedgerStore, *, is_fresh: bool) -> bool:
+        """Decide by the ledger as it is known, if the store still has the same.
+
+        Args:
+            store: Gets the charges.
+            is_fresh: The ledger is the store's of just now: claims may be refused by it.
+
+        Returns:
+            False if nothing is decided; then more is known than before.
+        """
+        was_share_only = self._read_sharing().is_share_only
+        draft = self._draft()
+        outcomes = {claim: self._outcome(claim, draft) for claim in self._waiting}
+        charges = [o for o in outcomes.values() if isinstance(o, Charge)]
+        if charges:
+            if not await self._replace(store, draft, charges):
+                return False
+            if self._read_sharing().is_share_only and not was_share_only:
+                # The store turned out to have lost something: decide again, by the share.
+                for charge in charges:
+                    self._give_back(charge)
+                return False
+        elif not is_fresh:  # others may have refunded since
+            self._merge(await store.read(self.key))
+            return False
+        for claim, outcome in outcomes.items():
+            if claim in self._waiting:
+                del self._waiting[claim]
+                claim.outcome = outcome
+            elif isinstance(outcome, Charge):  # it waits no longer
+                self._give_back(outcome)
+        return True
+
+    def decide_locally(self, claim: Claim) -> Charge | RateLimited:
         """Decide a claim by what is known here."""
         self._waiting.pop(claim, None)
         self.ledger.prune(self._now_ms() // 1000)
-        claim.name = ""  # who leans on it cannot be seen
-        claim.outcome = self._outcome(claim, self.ledger)
+        claim.idempotency_key = ""  # who leans on the charge cannot be seen
         self.is_dirty = True
+        return self._outcome(claim, self.ledger)
 
     def _outcome(self, claim: Claim, draft: Ledger) -> Charge | RateLimited:
         now_ms = self._now_ms()
-        paid = draft.paid(claim.name) if claim.name else NOTHING
-        charge = Charge(now_ms // 1000, less(claim.amount, paid), paid, claim.name)
+        paid = draft.paid(claim.idempotency_key) if claim.idempotency_key else NOTHING
+        charge = Charge(now_ms // 1000, less(claim.amount, paid), paid, claim.idempotency_key)
         error = refusal(draft, charge.amount, claim.limits, self._read_sharing(), now_ms)
         if error is not None:
             return error
         draft.charge(charge.second, charge.amount)
-        if claim.name:
+        if claim.idempotency_key:
             charge.owner = self._new_owner()
-            draft.begin(claim.name, charge.owner, claim.amount, now_ms)
+            draft.begin(claim.idempotency_key, charge.owner, claim.amount, now_ms)
         return charge
 
     # --- endings ----------------------------------------------------------------------------------
@@ -157,7 +168,7 @@ class Account:
         self.is_dirty = True
         paid = Amount(*map(sum, zip(charge.paid, charge.amount, strict=True)))
         self.ledger.charge(self._now_ms() // 1000, less(used, paid))
-        if charge.name:  # by now, a later run at another router may lean on it
+        if charge.idempotency_key:  # by now, a later run at another router may lean on it
             self._endings.append((charge, used))
         else:
             self.ledger.refund(charge.second, less(charge.amount, used))
@@ -167,8 +178,8 @@ class Account:
         charge.is_settled = True
         self.is_dirty = True
         self.ledger.refund(charge.second, charge.amount)
-        if charge.name:
-            self.ledger.settle(charge.name, charge.owner, charge.paid)
+        if charge.idempotency_key:
+            self.ledger.settle(charge.idempotency_key, charge.owner, charge.paid)
 
     async def push(self, store: LedgerStore) -> None:
         """Write what the store does not have; the lock is held.
@@ -181,7 +192,7 @@ class Account:
             endings, self._endings = self._endings, []
             for charge, used in endings:
                 counted = Amount(*map(max, charge.paid, used))
-                if draft.settle(charge.name, charge.owner, counted):
+                if draft.settle(charge.idempotency_key, charge.owner, counted):
                     draft.refund(charge.second, less(charge.amount, less(counted, charge.paid)))
             if await self._replace(store, draft, []):
                 return

@@ -17,7 +17,8 @@ from typing import NamedTuple
 
 WINDOW_S = 60
 MAX_RUNS = 256
-"""Requests named by their clients that one key's ledger remembers; the oldest are forgotten."""
+"""Requests with an idempotency key that the ledger of an API key remembers; the oldest are
+forgotten."""
 
 
 class Amount(NamedTuple):
@@ -46,7 +47,7 @@ class Slot(NamedTuple):
 
 
 class Run(NamedTuple):
-    """The last run of a request that its client has named. Of two copies the greater counts."""
+    """The last run of a request with an idempotency key. Of two copies the greater counts."""
 
     number: int
     owner: str
@@ -96,37 +97,41 @@ class Ledger:
                 refunded_tokens=min(old.tokens, old.refunded_tokens + amount.tokens),
             )
 
-    def paid(self, name: str) -> Amount:
-        """Return what earlier runs of a named request have paid, which is not charged again."""
-        last = self.runs.get(name)
+    def paid(self, idempotency_key: str) -> Amount:
+        """Return what earlier runs of a request have paid, which is not charged again."""
+        last = self.runs.get(idempotency_key)
         return NOTHING if last is None else Amount(last.requests, last.tokens)
 
-    def begin(self, name: str, owner: str, amount: Amount, now_ms: int) -> None:
-        """Note a run of a named request that has paid up to `amount`."""
-        last = self.runs.get(name) or Run(0, "", True, 0, 0, now_ms)
-        requests, tokens = map(max, self.paid(name), amount)
-        self.runs[name] = Run(last.number + 1, owner, False, requests, tokens, last.charged_ms)
+    def begin(self, idempotency_key: str, owner: str, amount: Amount, now_ms: int) -> None:
+        """Note a run of a request that has paid up to `amount`."""
+        last = self.runs.get(idempotency_key) or Run(0, "", True, 0, 0, now_ms)
+        requests, tokens = map(max, self.paid(idempotency_key), amount)
+        self.runs[idempotency_key] = Run(
+            last.number + 1, owner, False, requests, tokens, last.charged_ms
+        )
 
-    def settle(self, name: str, owner: str, used: Amount) -> bool:
-        """Note what a named request has used, over all its runs.
+    def settle(self, idempotency_key: str, owner: str, used: Amount) -> bool:
+        """Note what a request has used, over all its runs.
 
         Returns:
             False if a later run leans on this one's charge, which then stands.
         """
-        last = self.runs.get(name)
+        last = self.runs.get(idempotency_key)
         if last is None:  # forgotten, so that a later run has paid for itself
             return True
         if last.owner != owner:
             return False
-        self.runs[name] = last._replace(is_settled=True, requests=used.requests, tokens=used.tokens)
+        self.runs[idempotency_key] = last._replace(
+            is_settled=True, requests=used.requests, tokens=used.tokens
+        )
         return True
 
     def merge(self, slots: Mapping[SlotKey, Slot], runs: Mapping[str, Run]) -> None:
         """Take over what another copy knows."""
         for key, slot in slots.items():
             self.slots[key] = self.slots.get(key, slot).merged(slot)
-        for name, run in runs.items():
-            self.runs[name] = max(self.runs.get(name, run), run)
+        for idempotency_key, run in runs.items():
+            self.runs[idempotency_key] = max(self.runs.get(idempotency_key, run), run)
 
     def shift(self, seconds: int) -> None:
         """Move everything by some seconds, onto another clock."""
@@ -134,15 +139,15 @@ class Ledger:
             (router, second + seconds): slot for (router, second), slot in self.slots.items()
         }
         self.runs = {
-            name: run._replace(charged_ms=run.charged_ms + 1000 * seconds)
-            for name, run in self.runs.items()
+            idempotency_key: run._replace(charged_ms=run.charged_ms + 1000 * seconds)
+            for idempotency_key, run in self.runs.items()
         }
 
     def prune(self, now_s: int) -> None:
         """Forget what has left the window."""
         self.slots = {key: slot for key, slot in self.slots.items() if key[1] >= now_s - WINDOW_S}
         first_ms = (now_s - WINDOW_S) * 1000
-        runs = [(name, run) for name, run in self.runs.items() if run.charged_ms >= first_ms]
+        runs = [item for item in self.runs.items() if item[1].charged_ms >= first_ms]
         runs.sort(key=lambda item: item[1].charged_ms)
         self.runs = dict(runs[-MAX_RUNS:])
 
@@ -205,14 +210,13 @@ def wait_s(by_second: Mapping[int, Amount], amount: Amount, limits: Amount, now_
         now_s: By the clock of `by_second`.
     """
     used = total(by_second.values())
+    fits_in_s = 0.0
     for second, gone in by_second.items():
         if fits(used, amount, limits):
             break
         used = Amount(used.requests - gone.requests, used.tokens - gone.tokens)
-        left_at_s = second + WINDOW_S + 1
-        if fits(used, amount, limits):
-            return max(0.0, left_at_s - now_s)
-    return 0.0
+        fits_in_s = max(0.0, second + WINDOW_S + 1 - now_s)
+    return fits_in_s
 
 
 def reset_s(by_second: Mapping[int, Amount], now_s: float) -> tuple[float, float]:

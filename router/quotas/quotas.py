@@ -44,17 +44,17 @@ class Quotas:
         store: QuotaStore | None,
         codec: ValueCodec,
         clock: Clock,
-        on_alone: Callable[[], None] = lambda: None,
+        on_local_decision: Callable[[], None] = lambda: None,
     ) -> None:
         """Start without accounts.
 
         Args:
             router: Unlike any other's, and unlike that of an earlier life.
             num_routers: Of the cluster.
-            store: Shared by all routers; None: each decides alone.
+            store: Shared by all routers; None: each decides locally.
             codec: Of the values in it.
             clock: This router's own.
-            on_alone: Called for each decision without the store.
+            on_local_decision: Called for each decision without the store.
         """
         self._router = router
         self._num_routers = num_routers
@@ -63,7 +63,7 @@ class Quotas:
         self._store = (
             None if store is None else LedgerStore(store, codec, self._clock, self._note_loss)
         )
-        self._on_alone = on_alone
+        self._on_local_decision = on_local_decision
         self._accounts: dict[str, Account] = {}
         self._num_failures = 0
         """In a row."""
@@ -85,7 +85,7 @@ class Quotas:
             key: Whom.
             limits: In a minute.
             amount: One request, and the most tokens that it can use.
-            request_id: If the client has named it: then its runs are charged once.
+            request_id: The client's own, whose runs are charged once; empty: it gave none.
 
         Raises:
             InvalidRequest: It would not fit into an empty minute.
@@ -94,7 +94,7 @@ class Quotas:
         check_ever_fits(amount, limits)
         account = self._account(key)
         claim = account.claim(limits, amount, _digest(request_id) if request_id else "")
-        is_asking = False
+        is_asking = False  # one that has only waited for others' call says nothing of the store
         try:
             if self._store is not None and not self.is_local:
                 async with asyncio.timeout(CALL_TIMEOUT_S), account.lock:
@@ -110,20 +110,20 @@ class Quotas:
         finally:
             if account.is_dirty:  # something was given back
                 self._wake.set()
-        if claim.outcome is None:
-            self._on_alone()
-            account.decide_alone(claim)
+        outcome = claim.outcome
+        if outcome is None:
+            self._on_local_decision()
+            outcome = account.decide_locally(claim)
             self._wake.set()
-        if isinstance(claim.outcome, Charge):
-            return claim.outcome
-        raise claim.outcome or RateLimited("the request was not decided")
+        if isinstance(outcome, RateLimited):
+            raise outcome
+        return outcome
 
     def settle(self, key: str, charge: Charge, used: Amount) -> None:
         """Refund what a request was charged and has not used; only the first call counts."""
-        account = self._accounts.get(key)
-        if account is not None:
-            account.settle(charge, used)
-            self._wake.set()
+        # Perhaps anew: a request may outlast the window, and its account is forgotten by then.
+        self._account(key).settle(charge, used)
+        self._wake.set()
 
     def standing(self, key: str, limits: Amount) -> Standing:
         """Return how a key stands, as far as this router knows."""
@@ -147,9 +147,9 @@ class Quotas:
 
     def _sharing(self) -> Sharing:
         if self._num_routers == 1:
-            return Sharing(1, is_alone=False)
+            return Sharing(1, is_share_only=False)
         if self.is_local:
-            return Sharing(self._num_routers, is_alone=True)
+            return Sharing(self._num_routers, is_share_only=True)
         # Other routers may not have written yet what they have granted by themselves.
         since_ms = max(self._clock.lost_ms, self._returned_ms)
         left_ms = since_ms + GRACE_MS - self._clock.now_ms()
@@ -165,12 +165,13 @@ class Quotas:
             return
         try:
             while True:
-                await self._tend(self._store)
-                await self._rest()
+                await self._sync(self._store)
+                await self._wait_for_changes()
         finally:
             await self._store.close()
 
-    async def _tend(self, store: LedgerStore) -> None:
+    async def _sync(self, store: LedgerStore) -> None:
+        """Renew the clock if that is due, and write every account that has changed."""
         try:
             if self.is_local or self._clock.now_ms() >= self._renewal_due_ms:
                 async with asyncio.timeout(CALL_TIMEOUT_S):
@@ -191,7 +192,8 @@ class Quotas:
             events.QUOTAS_SHARED.log()
         self._forget()
 
-    async def _rest(self) -> None:
+    async def _wait_for_changes(self) -> None:
+        """Pause until there is something to write, for a period at most."""
         if self.is_local:
             await asyncio.sleep(PERIOD_S)
             return
@@ -234,5 +236,5 @@ class Quotas:
 
 
 def _digest(request_id: str) -> str:
-    """Return a short name for an id of any length."""
+    """Return a short idempotency key for an id of any length."""
     return hashlib.blake2b(request_id.encode(), digest_size=12).hexdigest()

@@ -6,6 +6,7 @@ Owns the rules over one ledger, and their words. Pure. Does not know stores or r
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import ceil
 
 from core.errors import InvalidRequest, RateLimited
 from router.quotas.ledger import (
@@ -16,6 +17,7 @@ from router.quotas.ledger import (
     less,
     reset_s,
     share_of,
+    total,
     wait_s,
 )
 
@@ -25,7 +27,7 @@ class Sharing:
     """Whether routers can compare what they have granted."""
 
     num_routers: int
-    is_alone: bool
+    is_share_only: bool
     """They cannot: each grants no more than its share."""
     ends_s: float | None = None
     """When they will again, if that is known."""
@@ -59,28 +61,15 @@ def refusal(
     ledger: Ledger, amount: Amount, limits: Amount, sharing: Sharing, now_ms: int
 ) -> RateLimited | None:
     """Return the error for a charge that does not fit now; None if it does."""
-    second, now_s = now_ms // 1000, now_ms / 1000
-    counted = ledger.by_second(second)
-    if not fits(ledger.used(second), amount, limits):
-        late_s = wait_s(counted, amount, limits, now_s)
-        return RateLimited(_over(ledger.used(second), amount, limits, late_s), late_s)
-    own = ledger.own_used(second)
-    share = share_of(limits, sharing.num_routers)
-    # The first one always passes: the share of a small limit may be less than any request.
-    if not sharing.is_alone or own == NOTHING or fits(own, amount, share):
-        return None
-    mine = ledger.by_second(second, ledger.router)
-    late_s = (
-        wait_s(mine, amount, share, now_s)
-        if fits(NOTHING, amount, share)
-        else max(reset_s(mine, now_s))
-    )
-    if sharing.ends_s is not None:
-        late_s = min(late_s, sharing.ends_s)
+    by_second = ledger.by_second(now_ms // 1000)
+    used = total(by_second.values())
+    if fits(used, amount, limits):
+        return (
+            _over_share(ledger, amount, limits, sharing, now_ms) if sharing.is_share_only else None
+        )
+    retry_after_s = wait_s(by_second, amount, limits, now_ms / 1000)
     return RateLimited(
-        "routers cannot compare their counts now, and this one has granted its share of what this "
-        f"key may use, {own.requests} requests and {own.tokens} tokens; {_come_back(late_s)}",
-        late_s,
+        f"{_over_limit(used, amount, limits)}; {_try_again(retry_after_s)}", retry_after_s
     )
 
 
@@ -88,25 +77,48 @@ def standing(ledger: Ledger, limits: Amount, sharing: Sharing, now_ms: int) -> S
     """Return how a key stands."""
     second = now_ms // 1000
     left = less(limits, ledger.used(second))
-    if sharing.is_alone:
+    if sharing.is_share_only:
         share = less(share_of(limits, sharing.num_routers), ledger.own_used(second))
         left = Amount(*map(min, left, share))
     return Standing(limits, left, reset_s(ledger.by_second(second), now_ms / 1000))
 
 
-def _over(used: Amount, amount: Amount, limits: Amount, late_s: float) -> str:
+def _over_share(
+    ledger: Ledger, amount: Amount, limits: Amount, sharing: Sharing, now_ms: int
+) -> RateLimited | None:
+    """Refuse what this router may not grant by itself; None if it may."""
+    by_second = ledger.by_second(now_ms // 1000, ledger.router)
+    used = total(by_second.values())
+    share = share_of(limits, sharing.num_routers)
+    # The first one always passes: the share of a small limit may be less than any request.
+    if used == NOTHING or fits(used, amount, share):
+        return None
+    if fits(NOTHING, amount, share):
+        retry_after_s = wait_s(by_second, amount, share, now_ms / 1000)
+    else:
+        retry_after_s = max(reset_s(by_second, now_ms / 1000))
+    if sharing.ends_s is not None:
+        retry_after_s = min(retry_after_s, sharing.ends_s)
+    return RateLimited(
+        "routers cannot compare their counts now, and this one has granted its share of what this "
+        f"key may use, {used.requests} requests and {used.tokens} tokens; "
+        f"{_try_again(retry_after_s)}",
+        retry_after_s,
+    )
+
+
+def _over_limit(used: Amount, amount: Amount, limits: Amount) -> str:
     if limits.requests and used.requests + amount.requests > limits.requests:
-        fact = (
+        return (
             f"this key has made {used.requests} requests in the last minute, the limit is "
             f"{limits.requests}"
         )
-    else:
-        fact = (
-            f"this key has used {used.tokens} tokens in the last minute and this request may use "
-            f"{amount.tokens}, the limit is {limits.tokens}"
-        )
-    return f"{fact}; {_come_back(late_s)}"
+    return (
+        f"this key has used {used.tokens} tokens in the last minute and this request may use "
+        f"{amount.tokens}, the limit is {limits.tokens}"
+    )
 
 
-def _come_back(late_s: float) -> str:
-    return f"try again in {max(1, round(late_s))} s"
+def _try_again(retry_after_s: float) -> str:
+    # Rounded up, as `Retry-After`: whoever comes sooner is refused again.
+    return f"try again in {max(1, ceil(retry_after_s))} s"

@@ -70,7 +70,8 @@ class ValueCodec:
         return self._read(name, value, self._ledger)
 
     def _read(self, name: str, value: bytes, decoder: Decoder[Value]) -> Value | None:
-        tag, body = value[:TAG_BYTES], value[TAG_BYTES:]
+        tag = value[:TAG_BYTES]
+        body = value[TAG_BYTES:]
         if not hmac.compare_digest(tag, self._tag(name, body)):
             return None
         try:

@@ -81,7 +81,7 @@ async def test_a_full_router_refuses_before_it_reads_a_long_body(servers, path):
         assert b"retry-after: " in reply.lower()
         (line,) = lines
         assert (line["event"], line["outcome"], line["route"]) == ("refusal", CODE, path)
-        assert counted(servers, "baton_refusals_total", door="http", code=CODE) == 1
+        assert counted(servers, "baton_refusals_total", server="http", code=CODE) == 1
         assert counted(servers, "baton_requests_total", outcome="rejected") == 1
         # The same body is read where there is room for its request.
         last = head(servers, path, MANY_BYTES, "connection: close\r\n")
@@ -151,7 +151,7 @@ async def test_a_full_router_refuses_before_it_reads_a_long_message(servers, met
     (line,) = lines
     assert (line["event"], line["outcome"]) == ("refusal", CODE)
     assert line["route"] == f"/baton.v1.Generation/{method}"
-    assert counted(servers, "baton_refusals_total", door="grpc", code=CODE) == 1
+    assert counted(servers, "baton_refusals_total", server="grpc", code=CODE) == 1
     assert counted(servers, "baton_requests_total", outcome="rejected") == 1
     # The same message is read where there is room for its request.
     await end_of(servers, method)

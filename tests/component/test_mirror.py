@@ -7,7 +7,7 @@ import logging
 
 from redis import asyncio as redis_asyncio
 
-from cluster.redis.member_store import KEY, RedisStore
+from cluster.redis.member_store import KEY, RedisMemberStore
 from cluster.redis.server import RedisServer
 from core import events
 from prefix_index.mirror import FAILURES_TO_BREAK, MembershipMirror
@@ -15,7 +15,7 @@ from prefix_index.mirror import FAILURES_TO_BREAK, MembershipMirror
 
 async def test_members_are_mirrored_and_a_dead_store_harms_nobody():
     server = RedisServer()
-    store = RedisStore(server.url)
+    store = RedisMemberStore(server.url)
     mirror = MembershipMirror(store, lambda: [{"pid": 1}])
     client = redis_asyncio.Redis.from_url(server.url)
     try:
@@ -38,7 +38,7 @@ async def test_a_store_that_does_not_answer_is_told_of_with_the_limit(caplog):
     caplog.set_level(logging.INFO, events.LOGGER.name)
     server = await asyncio.start_server(lambda *_: None, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
-    store = RedisStore(f"redis://127.0.0.1:{port}")
+    store = RedisMemberStore(f"redis://127.0.0.1:{port}")
     # Its own limit would come first.
     store._client.connection_pool.connection_kwargs["socket_timeout"] = 60.0
     mirror = MembershipMirror(store, list)

@@ -20,7 +20,7 @@ from core.session import Role
 from router.admission import Admission
 from router.calls import Call
 from router.observe.readiness import PROBLEMS
-from router.observe.shedding import PERIOD_S, Shedding
+from router.observe.shedding_log import PERIOD_S, SheddingLog
 from simulation.ports import MemoryStore
 from transport import certificates as certs
 from transport.certificates import make_certificates
@@ -135,7 +135,7 @@ async def test_a_router_that_dies_is_told_of(told, monkeypatch):
 @pytest.mark.parametrize("kind", [Overloaded, QueueFull, QueueTimeout, TooLate])
 def test_load_that_is_shed_is_one_line_in_ten_seconds_with_how_much_that_was(told, kind):
     now = [0.0]
-    shedding = Shedding(Admission(4, 4, 1.0), lambda: now[0])
+    shedding = SheddingLog(Admission(4, 4, 1.0), lambda: now[0])
     shedding.note("invalid_value")
     for _ in range(500):
         shedding.note(kind.code)

@@ -61,7 +61,7 @@ async def test_over_http_it_is_a_503_that_says_when(tmp_path, is_stream):
         measure(servers)
         with log_lines() as lines:
             reply = await http.post("/v1/completions", json={**BODY, "stream": is_stream})
-        assert counted(servers, "baton_refusals_total", door="http", code="too_late") == 1
+        assert counted(servers, "baton_refusals_total", server="http", code="too_late") == 1
         assert counted(servers, "baton_requests_total", outcome="rejected") == 1
     assert reply.status_code == 503 and reply.json()["error"]["code"] == "too_late"
     # Ten seconds too long, and a quarter more or less.
@@ -79,7 +79,7 @@ async def test_over_grpc_it_is_in_the_details(tmp_path):
         with log_lines() as lines:
             failure = await failure_of(servers.call("Generate", ASK, "acme"))
             await until(lambda: lines)
-        assert counted(servers, "baton_refusals_total", door="grpc", code="too_late") == 1
+        assert counted(servers, "baton_refusals_total", server="grpc", code="too_late") == 1
     assert failure.code().name == "UNAVAILABLE"
     error = error_of(failure)
     assert type(error) is TooLate and 7.5 <= error.retry_after_s <= 12.5
@@ -105,8 +105,8 @@ async def test_a_deadline_that_cannot_be_met_is_not_waited_for(tmp_path, is_meas
         reply = await http.post("/v1/completions", json={**BODY, "stream": True})
         failure = await failure_of(servers.call("Generate", ASK, "acme"))
         expected = "too_late" if is_measured else "deadline_exceeded"
-        for door in ("http", "grpc"):
-            labels = {"door": door, "code": expected}
+        for server in ("http", "grpc"):
+            labels = {"server": server, "code": expected}
             assert counted(servers, "baton_request_errors_total", **labels) == 1
     code = reply.json()["error"]["code"]
     if is_measured:

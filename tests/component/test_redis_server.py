@@ -17,7 +17,7 @@ from support.process_cluster import is_gone
 
 from cluster.redis import binary as redis_binary
 from cluster.redis import server as redis_server
-from cluster.redis.member_store import KEY, RedisStore
+from cluster.redis.member_store import KEY, RedisMemberStore
 from cluster.redis.server import RedisServer, with_redis
 from cluster.secrets import secrets_of, with_read_secrets, with_secrets_in_files
 from core.config import BatonConfig
@@ -38,7 +38,7 @@ def server(request, monkeypatch):
 
 async def put(server, members="[]", ttl_s=10.0):
     """Write once the server listens."""
-    store = RedisStore(server.url)
+    store = RedisMemberStore(server.url)
     async with asyncio.timeout(30):
         while True:
             try:
@@ -198,10 +198,10 @@ async def test_another_process_reads_the_address_from_the_file_that_its_config_n
         import asyncio, sys
         from cluster.secrets import with_read_secrets
         from core.config import BatonConfig
-        from cluster.redis.member_store import RedisStore
+        from cluster.redis.member_store import RedisMemberStore
         config = with_read_secrets(BatonConfig.model_validate_json(sys.stdin.read()))
         async def main():
-            store = RedisStore(config.redis.url)
+            store = RedisMemberStore(config.redis.url)
             for _ in range(100):
                 try:
                     return await store.put("[7]", 10.0)

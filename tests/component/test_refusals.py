@@ -89,12 +89,12 @@ async def test_every_refusal_over_http_is_one_line_and_one_count(servers, case):
     line = lines[0]
     tenant, tier = (name, "batch") if name else ("", "")
     assert (line["outcome"], line["tenant"], line["tier"]) == (code, tenant, tier)
-    assert (line["door"], line["client"]) == ("http", "private") and "10.1.2.3" not in str(line)
+    assert (line["server"], line["client"]) == ("http", "private") and "10.1.2.3" not in str(line)
     assert line["time"].endswith("+00:00")
     ran = code == "no_worker"
     assert line["event"] == ("request" if ran else "refusal")
     assert route is None or line["route"] == route
-    assert counted(servers, "baton_refusals_total", door="http", code=code) == (not ran)
+    assert counted(servers, "baton_refusals_total", server="http", code=code) == (not ran)
     outcome = "failed" if ran else "rejected"
     assert counted(servers, "baton_requests_total", outcome=outcome) == 1
 
@@ -170,11 +170,11 @@ async def test_every_refusal_over_grpc_is_one_line_and_one_count(servers, case):
     line = lines[0]
     tenant, tier = (name, "batch") if name else ("", "")
     assert (line["outcome"], line["tenant"], line["tier"]) == (code, tenant, tier)
-    assert line["door"] == "grpc"
+    assert line["server"] == "grpc"
     assert line["client"] == ("unknown" if code == "unread" else "loopback")
     ran = code == "no_worker"
     assert ran or line["route"] == f"/baton.v1.Generation/{method}"
-    assert counted(servers, "baton_refusals_total", door="grpc", code=code) == (not ran)
+    assert counted(servers, "baton_refusals_total", server="grpc", code=code) == (not ran)
 
 
 async def test_a_method_that_is_not_there_is_a_refusal_and_says_so_only_with_a_key(servers):

@@ -59,10 +59,10 @@ async def told(lines):
         await asyncio.sleep(0.01)
 
 
-async def ended(servers, door, *, leaves):
+async def ended(servers, protocol, *, leaves):
     """Log line of a stream whose client leaves, or stays and never reads."""
     with log_lines() as lines:
-        if door == "grpc":
+        if protocol == "grpc":
             call = ask_grpc(servers)
             await call.initial_metadata()
             call.cancel() if leaves else None
@@ -78,13 +78,13 @@ async def ended(servers, door, *, leaves):
     return line
 
 
-@pytest.mark.parametrize("door", ["http", "grpc"])
-async def test_a_client_that_never_reads_is_told_from_one_that_left(servers, door):
-    assert (await ended(servers, door, leaves=False))["outcome"] == "slow_reader"
-    errors = {"family": "baton_request_errors_total", "door": door}
+@pytest.mark.parametrize("protocol", ["http", "grpc"])
+async def test_a_client_that_never_reads_is_told_from_one_that_left(servers, protocol):
+    assert (await ended(servers, protocol, leaves=False))["outcome"] == "slow_reader"
+    errors = {"family": "baton_request_errors_total", "server": protocol}
     assert counted(servers, **errors, code="slow_reader") == 1
     assert counted(servers, **errors, code="cancelled") == 0
-    assert (await ended(servers, door, leaves=True))["outcome"] == "cancelled"
+    assert (await ended(servers, protocol, leaves=True))["outcome"] == "cancelled"
     assert counted(servers, **errors, code="slow_reader") == 1
     assert counted(servers, **errors, code="cancelled") == 1
     assert counted(servers, "baton_requests_total", outcome="cancelled") == 2
@@ -117,6 +117,6 @@ async def test_a_whole_answer_that_nobody_reads_is_one_request(servers):
                 await asyncio.sleep(0.01)
             writer.transport.abort()
     assert [line["outcome"] for line in lines] == ["finished", "slow_reader"]
-    assert counted(servers, "baton_refusals_total", door="http", code="slow_reader") == 1
+    assert counted(servers, "baton_refusals_total", server="http", code="slow_reader") == 1
     ended = {name: counted(servers, "baton_requests_total", outcome=name) for name in OUTCOMES}
     assert ended == {"finished": 1, "rejected": 0, "cancelled": 0, "failed": 0}

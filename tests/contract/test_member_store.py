@@ -5,7 +5,7 @@ import asyncio
 import pytest
 from redis import asyncio as redis_asyncio
 
-from cluster.redis.member_store import KEY, RedisStore
+from cluster.redis.member_store import KEY, RedisMemberStore
 from cluster.redis.server import RedisServer
 from core.ports import StoreFailed
 from simulation.loop import run_virtual
@@ -19,7 +19,7 @@ class Redis:
 
     def __init__(self):
         self.server = RedisServer()
-        self.port = RedisStore(self.server.url)
+        self.port = RedisMemberStore(self.server.url)
 
     async def read(self):
         client = redis_asyncio.Redis.from_url(self.server.url)

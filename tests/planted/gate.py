@@ -180,7 +180,7 @@ BUGS = [
     Bug(
         "texts are first come, first served",
         "router/fair_queue.py",
-        "        tenant.mark += tenant.turn\n",
+        "        tenant.next_pass += tenant.stride\n",
         "",
         f"{POOL}::test_tenants_take_turns",
     ),

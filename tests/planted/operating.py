@@ -106,7 +106,7 @@ BUGS = [
     ),
     Bug(
         "load that is shed fills the log",
-        "router/observe/shedding.py",
+        "router/observe/shedding_log.py",
         "        if now_s - self._logged_at >= PERIOD_S:",
         "        if True:",
         HERE + "test_load_that_is_shed_is_one_line_in_ten_seconds_with_how_much_that_was",

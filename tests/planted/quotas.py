@@ -2,9 +2,10 @@
 
 from planted.bug import Bug
 
+RULES = "tests/unit/router/quotas/test_rules.py::"
 LEDGER = "tests/unit/router/quotas/test_ledger.py::"
 ROUTERS = "tests/unit/router/quotas/test_quotas.py::"
-FAULTS = "tests/unit/router/quotas/test_ledger_store.py::"
+FAULTS = "tests/unit/router/quotas/test_quotas_without_store.py::"
 CHARGING = "tests/unit/router/test_charging.py::"
 
 BUGS = [
@@ -39,16 +40,16 @@ BUGS = [
     Bug(
         "a faster router's charges are not looked at",
         "router/quotas/account.py",
-        "                if not await self._replace(store, draft, charges):\n"
-        "                    is_fresh = True\n                    continue\n",
-        "                await self._replace(store, draft, charges)\n",
+        "            if not await self._replace(store, draft, charges):\n"
+        "                return False\n",
+        "            await self._replace(store, draft, charges)\n",
         ROUTERS + "test_what_one_router_grants_counts_at_the_other",
     ),
     Bug(
         "a refusal is decided by what was known before",
         "router/quotas/account.py",
-        "        is_fresh = False\n        while True:\n            was_alone",
-        "        is_fresh = True\n        while True:\n            was_alone",
+        "        is_fresh = False\n",
+        "        is_fresh = True\n",
         ROUTERS + "test_a_refund_that_another_router_has_just_told_is_looked_for",
     ),
     Bug(
@@ -63,8 +64,8 @@ BUGS = [
     Bug(
         "who leaves while being charged pays",
         "router/quotas/account.py",
-        "                elif isinstance(outcome, Charge):  # it waits no longer\n"
-        "                    self._give_back(outcome)\n",
+        "            elif isinstance(outcome, Charge):  # it waits no longer\n"
+        "                self._give_back(outcome)\n",
         "",
         FAULTS + "test_one_of_several_that_leaves_while_they_are_charged_pays_nothing",
     ),
@@ -74,6 +75,14 @@ BUGS = [
         "        if charge.is_settled:\n            return\n",
         "",
         ROUTERS + "test_what_was_not_used_is_refunded_once_and_seen_at_the_other_router",
+    ),
+    Bug(
+        "what a long request used beyond its estimate is free",
+        "router/quotas/quotas.py",
+        "        self._account(key).settle(charge, used)\n",
+        "        if key in self._accounts:\n            self._account(key).settle(charge, used)\n",
+        ROUTERS + "test_what_comes_beyond_an_estimate_is_charged_of_a_request_that_outlasts"
+        "_the_minute",
     ),
     Bug(
         "a refund stays with its router",
@@ -92,16 +101,23 @@ BUGS = [
     Bug(
         "every run of a named request is charged",
         "router/quotas/account.py",
-        "paid = draft.paid(claim.name) if claim.name else NOTHING",
+        "paid = draft.paid(claim.idempotency_key) if claim.idempotency_key else NOTHING",
         "paid = NOTHING",
         ROUTERS + "test_a_named_request_is_charged_once_however_often_and_wherever_it_runs",
     ),
     Bug(
         "a router without the store grants without end",
         "router/quotas/rules.py",
-        "    if not sharing.is_alone or own == NOTHING or fits(own, amount, share):\n",
+        "    if used == NOTHING or fits(used, amount, share):\n",
         "    if True:\n",
         FAULTS + "test_without_the_store_each_router_grants_its_share_and_waits_for_nobody",
+    ),
+    Bug(
+        "a client is told of less than it has to wait",
+        "router/quotas/rules.py",
+        "ceil(retry_after_s)",
+        "round(retry_after_s)",
+        RULES + "test_a_message_names_the_wait_of_retry_after_and_never_a_shorter_one",
     ),
     Bug(
         "a store that is away is asked by every request",

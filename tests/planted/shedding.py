@@ -126,7 +126,7 @@ BUGS = [
     Bug(
         "a tenant waits behind all that another has",
         "router/fair_queue.py",
-        "                num_ahead += min(len(one.waiters), max(0, num_turns))\n",
+        "                num_ahead += min(len(one.waiters), max(0, num_passes))\n",
         "                num_ahead += len(one.waiters)\n",
         "tests/unit/router/test_fair_queue.py::"
         "test_a_newcomer_knows_how_many_have_their_turn_before_it",
@@ -135,13 +135,13 @@ BUGS = [
         "a backlog of a lower tier refuses a higher one",
         "router/tier_queues.py",
         "        return 0 if since_s < 0 else",
-        "        return len(self.line) if since_s < 0 else",
+        "        return len(self.waiters) if since_s < 0 else",
         ADMISSION + "test_a_newcomer_waits_for_those_who_go_before_it_and_for_no_others",
     ),
     Bug(
         "a lower tier is let in as if higher ones did not wait",
         "router/tier_queues.py",
-        "[(num, one.share) for one, num in others if num]",
+        "[(num, one.max_running_share) for one, num in others if num]",
         "[]",
         ADMISSION + "test_a_newcomer_waits_for_those_who_go_before_it_and_for_no_others",
     ),

@@ -89,15 +89,15 @@ BUGS = [
     Bug(
         "weights of tenants count for nothing",
         "router/fair_queue.py",
-        "return max(1, round(TURN / self._weights.get(tenant, 1.0)))",
-        "return TURN",
+        "return max(1, round(STRIDE / self._weights.get(tenant, 1.0)))",
+        "return STRIDE",
         ADMISSION + "test_within_a_tier_tenants_take_turns_by_their_weights",
     ),
     Bug(
         "who comes back has its turn at once",
         "router/fair_queue.py",
-        "return self._served_mark + self._turn_of(tenant)",
-        "return self._served_mark",
+        "return self._served_pass + self._stride_of(tenant)",
+        "return self._served_pass",
         TENANTS + "test_turns_follow_weights_and_coming_back_gains_none",
     ),
     Bug(

@@ -33,7 +33,7 @@ class Routers:
     def __init__(self, count=2, store=None, clocks=None):
         self.store = MemoryQuotaStore() if store is None else store
         self.count = count
-        self.alone = []
+        self.local_decisions = []
         self.made = [self.new(f"r{i}", clocks[i] if clocks else LoopClock()) for i in range(count)]
         self._tasks = {}
 
@@ -44,7 +44,7 @@ class Routers:
             self.store,
             CODEC,
             clock or LoopClock(),
-            lambda: self.alone.append(name),
+            lambda: self.local_decisions.append(name),
         )
 
     def __getitem__(self, index):

@@ -1,16 +1,13 @@
-"""Choices, placement, admission, sampling parameters, detokenizing, timeline."""
+"""Permits: who gets one, who waits for one, and that none is lost."""
 
 import asyncio
 from dataclasses import replace
 
 import pytest
+from support.admission import TIERS, hold, in_tier, started, take
 
 from core.config import TierConfig
-from core.errors import (
-    Draining,
-    InvalidRequest,
-    Overloaded,
-)
+from core.errors import Draining, InvalidRequest, Overloaded
 from core.types import CANARY_TIER, GenerateRequest, SamplingParams
 from router.admission import Admission
 from simulation.loop import run_virtual
@@ -39,12 +36,6 @@ async def test_admission_is_bounded_and_first_come_first_served():
 
 def of(tenant, n=1):
     return replace(REQUEST, tenant=tenant, sampling=SamplingParams(n=n))
-
-
-async def hold(admission, request, log, until):
-    async with admission.permit(request):
-        log.append(request.tenant)
-        await until.wait()
 
 
 async def test_one_tenants_many_do_not_keep_out_anothers_one():
@@ -129,11 +120,6 @@ async def test_admission_is_bounded_in_prompt_tokens_too():
     assert admission._waiting.num_tokens == 0
 
 
-async def take(admission, request):
-    async with admission.permit(request):
-        pass
-
-
 async def test_admission_gives_up_in_time_and_returns_permits_of_those_who_left():
     admission = Admission(1, 5, 0.02)
     async with admission.permit(REQUEST):
@@ -205,25 +191,6 @@ async def test_a_canary_needs_no_permit_and_takes_none():
 
 
 # --- tiers ----------------------------------------------------------------------------------------
-
-
-TIERS = {
-    "high": TierConfig(),
-    "low": TierConfig(delay_s=60.0, max_running_share=0.75, tenant_weights={"a": 2}),
-}
-
-
-def in_tier(tier, tenant="t", n=1):
-    return replace(of(tenant, n), tier=tier, deadline_at=1e9)
-
-
-async def started(admission, log, until, *requests):
-    """Tasks that hold a permit until then, each after its turn to join."""
-    tasks = []
-    for request in requests:
-        tasks.append(asyncio.create_task(hold(admission, request, log, until)))
-        await asyncio.sleep(0)
-    return tasks
 
 
 async def test_a_burst_of_a_tier_never_takes_more_than_its_share_of_permits():

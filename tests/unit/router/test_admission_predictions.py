@@ -1,46 +1,15 @@
 """Whom admission refuses by a prediction among tiers, and when those should come again."""
 
 import asyncio
-from dataclasses import replace
 
 import pytest
+from support.admission import TIERS, in_tier, started, take
 
 from core.config import TierConfig
 from core.errors import QueueFull, TooLate
-from core.types import GenerateRequest, SamplingParams
 from router.admission import Admission
 from router.expected_wait import MIN_INTERVALS
 from simulation.loop import run_virtual
-
-REQUEST = GenerateRequest("r", "m", (1,), SamplingParams(), 1, 1e9)
-TIERS = {
-    "high": TierConfig(),
-    "low": TierConfig(delay_s=60.0, max_running_share=0.75, tenant_weights={"a": 2}),
-}
-
-
-def in_tier(tier, tenant="t"):
-    return replace(REQUEST, tenant=tenant, tier=tier)
-
-
-async def started(admission, log, until, *requests):
-    """Tasks that hold a permit until then, each after its turn to join."""
-    tasks = []
-    for request in requests:
-        tasks.append(asyncio.create_task(hold(admission, request, log, until)))
-        await asyncio.sleep(0)
-    return tasks
-
-
-async def hold(admission, request, log, until):
-    async with admission.permit(request):
-        log.append(request.tenant)
-        await until.wait()
-
-
-async def take(admission, request):
-    async with admission.permit(request):
-        pass
 
 
 async def measured(admission, interval_s):

@@ -64,7 +64,7 @@ def with_one_router(test):
 @with_one_router
 async def test_prompt_and_the_longest_output_of_every_choice_are_charged_until_the_end(quotas):
     it = charging(quotas, tokens_per_minute=1000)
-    charge = await it.charge(WHO, [params(max_tokens=100, n=3)], [made(n=3)])
+    charge = await it.charge([params(max_tokens=100, n=3)], [made(n=3)])
     assert tokens_left(it) == 1000 - 310
     charge.request_ended(RequestEnded(Usage(10, 42), None, RAN))
     assert tokens_left(it) == 1000 - 52
@@ -74,7 +74,7 @@ async def test_prompt_and_the_longest_output_of_every_choice_are_charged_until_t
 async def test_a_reply_to_several_prompts_is_one_request_and_is_settled_at_its_last_end(quotas):
     it = charging(quotas, requests_per_minute=5, tokens_per_minute=1000)
     every = [params(max_tokens=100)] * 3
-    charge = await it.charge(WHO, every, [made(), made(20), made(30)])
+    charge = await it.charge(every, [made(), made(20), made(30)])
     assert it.headers(WHO)["x-ratelimit-remaining-requests"] == "4"
     for ended in (Usage(10, 1), Usage(20, 2)):
         charge.request_ended(RequestEnded(ended, None, RAN))
@@ -88,9 +88,9 @@ async def test_a_reply_to_several_prompts_is_one_request_and_is_settled_at_its_l
 async def test_what_never_ran_costs_nothing_not_even_a_request(quotas):
     it = charging(quotas, requests_per_minute=1, tokens_per_minute=1000)
     for end in (None, RequestEnded(Usage(0), Overloaded("full"))):
-        charge = await it.charge(WHO, [params(max_tokens=100)], [made()])
+        charge = await it.charge([params(max_tokens=100)], [made()])
         with pytest.raises(RateLimited):
-            await it.charge(WHO, [params(max_tokens=100)], [made()])
+            await it.charge([params(max_tokens=100)], [made()])
         charge.request_ended(end)
         assert it.headers(WHO)["x-ratelimit-remaining-requests"] == "1"
         assert tokens_left(it) == 1000
@@ -110,7 +110,7 @@ def test_our_faults_are_not_charged_and_the_clients_choices_are():
 @with_one_router
 async def test_an_open_length_is_estimated_and_what_comes_beyond_it_is_charged_at_the_end(quotas):
     it = charging(quotas, tokens_per_minute=10_000)
-    charge = await it.charge(WHO, [params()], [made(10, 100_000)])
+    charge = await it.charge([params()], [made(10, 100_000)])
     assert tokens_left(it) == 10_000 - 10 - 1024
     charge.request_ended(RequestEnded(Usage(10, 5000), None, RAN))
     assert tokens_left(it) == 10_000 - 5010
@@ -119,18 +119,18 @@ async def test_an_open_length_is_estimated_and_what_comes_beyond_it_is_charged_a
 @with_one_router
 async def test_an_estimate_keeps_nobody_out_and_a_named_length_does(quotas):
     it = charging(quotas, tokens_per_minute=500)
-    charge = await it.charge(WHO, [params()], [made(10, 100_000)])
+    charge = await it.charge([params()], [made(10, 100_000)])
     assert tokens_left(it) == 0
     charge.request_ended(RequestEnded(Usage(10, 20), None, RAN))
     with pytest.raises(InvalidRequest, match="max_tokens"):
-        await it.charge(WHO, [params(max_tokens=491)], [made(10, 491)])
-    assert await it.charge(WHO, [params(max_tokens=400)], [made(10, 400)])
+        await it.charge([params(max_tokens=491)], [made(10, 491)])
+    assert await it.charge([params(max_tokens=400)], [made(10, 400)])
 
 
 @with_one_router
 async def test_keys_without_limits_are_neither_charged_nor_shown(quotas):
     it = charging(quotas)
-    assert await it.charge(WHO, [params(max_tokens=9)], [made()]) is None
+    assert await it.charge([params(max_tokens=9)], [made()]) is None
     assert it.headers(WHO) == {}
     assert charging(quotas, tokens_per_minute=5).headers(Identity(tier="")) == {}
 
@@ -138,7 +138,7 @@ async def test_keys_without_limits_are_neither_charged_nor_shown(quotas):
 @with_one_router
 async def test_headers_show_only_the_limits_that_there_are(quotas):
     it = charging(quotas, requests_per_minute=3)
-    await it.charge(WHO, [params(max_tokens=9)], [made()])
+    await it.charge([params(max_tokens=9)], [made()])
     shown = it.headers(WHO)
     assert set(shown) == {h for h in HEADERS if h.endswith("requests")}
     assert shown["x-ratelimit-limit-requests"] == "3"
@@ -150,9 +150,9 @@ async def test_headers_show_only_the_limits_that_there_are(quotas):
 async def test_a_named_request_is_charged_once(quotas):
     it = charging(quotas, requests_per_minute=9, tokens_per_minute=1000)
     for _ in range(2):
-        await it.charge(WHO, [params("x", max_tokens=100)], [made()])
+        await it.charge([params("x", max_tokens=100)], [made()])
     assert tokens_left(it) == 890
-    await it.charge(WHO, [params("y", max_tokens=100)], [made()])
+    await it.charge([params("y", max_tokens=100)], [made()])
     assert tokens_left(it) == 780
     assert it.headers(WHO)["x-ratelimit-remaining-requests"] == "7"
 

@@ -9,8 +9,8 @@ from router.observe.recorder import Recorder
 
 def test_without_a_request_log_requests_are_still_counted():
     seen = []
-    telemetry = SimpleNamespace(request_ended=lambda run, ended, door: seen.append(run))
-    recorder = Recorder(telemetry, shedding=None, explanations=Explanations(), log=None)
+    telemetry = SimpleNamespace(request_ended=lambda run, ended, server: seen.append(run))
+    recorder = Recorder(telemetry, shedding_log=None, explanations=Explanations(), log=None)
     for tier in ("standard", "canary"):
         request = SimpleNamespace(tier=tier, request_id=tier)
         run = SimpleNamespace(request=request, placement=None)

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.config import TierConfig
-from router.tier_queues import Before, TierQueues, Waiter, _num_turns
+from router.tier_queues import QueuedAhead, TierQueues, Waiter, _num_turns
 
 TIERS = {
     "high": TierConfig(),
@@ -34,7 +34,7 @@ def joined(line, *args, **fields):
 def taken(line):
     out = []
     while (queue := next(line.in_turn(), None)) is not None:
-        out.append(queue.line.peek())
+        out.append(queue.waiters.peek())
         line.take(queue)
     return out
 
@@ -111,7 +111,7 @@ def test_a_place_is_there_until_all_are_taken_and_then_in_lower_tiers_or_where_m
     tiers = {"high": True, "middle": False, "low": False}
     assert {tier: line.has_place_for(tier, "a") for tier in tiers} == tiers
     assert line.has_place_for("middle", "b") and not line.has_place_for("low", "b")
-    assert [len(queue.line) for queue in line.in_turn()] == [2], "asking changes nothing"
+    assert [len(queue.waiters) for queue in line.in_turn()] == [2], "asking changes nothing"
 
 
 def test_tokens_of_lower_tiers_make_room_and_those_of_higher_ones_do_not():
@@ -172,13 +172,13 @@ def test_what_is_due_before_a_newcomer_counts_and_what_waits_behind_it_does_not(
         joined(line, "middle", 10.0 + at, tokens=5)
     for _ in range(2):
         joined(line, "high", 15.0, tokens=3)
-    assert line.before("high", "t", 16.0) == Before(2, 2, 6)
-    assert line.before("middle", "t", 20.0) == Before(12, 10, 56)
-    assert line.before("low", "t", 20.0) == Before(16, 4, 84)
+    assert line.ahead_of("high", "t", 16.0) == QueuedAhead(2, 2, 6)
+    assert line.ahead_of("middle", "t", 20.0) == QueuedAhead(12, 10, 56)
+    assert line.ahead_of("low", "t", 20.0) == QueuedAhead(16, 4, 84)
     # The middle ones of the first five seconds have waited their ten by then.
-    assert line.before("high", "t", 24.5) == Before(7, 2, 31)
-    assert line.before("high", "t", 200.0) == Before(16, 2, 84)
-    assert line.before("high", "other", 16.0) == Before(1, 1, 3), "tenants take turns"
+    assert line.ahead_of("high", "t", 24.5) == QueuedAhead(7, 2, 31)
+    assert line.ahead_of("high", "t", 200.0) == QueuedAhead(16, 2, 84)
+    assert line.ahead_of("high", "other", 16.0) == QueuedAhead(1, 1, 3), "tenants take turns"
 
 
 def test_a_tier_takes_no_more_turns_than_its_share_before_a_newcomer():
@@ -187,7 +187,7 @@ def test_a_tier_takes_no_more_turns_than_its_share_before_a_newcomer():
         joined(line, "half", 0.0, tokens=10)
     joined(line, "high", 1.0)
     # Every second turn is the other tier's: that of its second one, the newcomer, is the fourth.
-    assert line.before("high", "t", 2.0) == Before(3, 1, 21)
+    assert line.ahead_of("high", "t", 2.0) == QueuedAhead(3, 1, 21)
 
 
 @given(

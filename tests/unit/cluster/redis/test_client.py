@@ -1,12 +1,19 @@
-"""The bound on a call: what fails is a store's failure, and a cancellation is never lost."""
+"""The bound on a call: what fails is a store's failure, and a cancellation is never lost.
+
+And the end of a client, which may fail as well.
+"""
 
 import asyncio
 
 import pytest
 from redis.exceptions import RedisError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from cluster.redis import client
-from cluster.redis.client import bounded
+from cluster.redis.client import bounded, close
+from cluster.redis.member_store import RedisMemberStore
+from cluster.redis.prefix_store import RedisPrefixStore
+from cluster.redis.quota_store import RedisQuotaStore
 from core.ports import StoreFailed
 
 
@@ -58,3 +65,46 @@ async def test_a_timeout_around_the_call_is_not_lost_either():
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.01):
             await bounded(losing(returning(5)), 60)
+
+
+class Frozen:
+    """A client whose server answers no more."""
+
+    def __init__(self):
+        self.is_closing = False
+
+    async def aclose(self):
+        self.is_closing = True
+        await asyncio.sleep(60)
+
+
+class Timid(Frozen):
+    """One that gives up by itself, as the client does after its own timeout."""
+
+    async def aclose(self):
+        self.is_closing = True
+        raise RedisTimeoutError("timed out closing connection")
+
+
+@pytest.mark.parametrize("kind", [Frozen, Timid])
+async def test_a_frozen_server_keeps_nobody_who_closes(kind, monkeypatch):
+    monkeypatch.setattr(client, "CALL_TIMEOUT_S", 0.01)
+    frozen = kind()
+    async with asyncio.timeout(30):
+        await close(frozen)
+    assert frozen.is_closing
+
+
+@pytest.mark.parametrize(
+    "store",
+    [
+        RedisMemberStore("redis://127.0.0.1:1"),
+        RedisQuotaStore("redis://127.0.0.1:1", "n"),
+        RedisPrefixStore("redis://127.0.0.1:1", "n"),
+    ],
+    ids=lambda store: type(store).__name__,
+)
+async def test_every_store_closes_so(store):
+    store._client = Timid()
+    await store.close()
+    assert store._client.is_closing

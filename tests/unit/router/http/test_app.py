@@ -1,4 +1,4 @@
-"""Routes and headers of the HTTP door, over a service that answers at once."""
+"""Routes and headers of the HTTP server, over a service that answers at once."""
 
 import logging
 from types import SimpleNamespace
@@ -62,7 +62,7 @@ class Answers:
 
 
 class Service:
-    """As much of a `GenerationService` as the door needs."""
+    """As much of a `GenerationService` as the server needs."""
 
     def __init__(self, key="", **config):
         self.config, self.model, self.text = RouterConfig(**config), MODEL, TEXT

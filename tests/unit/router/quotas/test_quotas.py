@@ -107,6 +107,20 @@ async def test_what_was_not_used_is_refunded_once_and_seen_at_the_other_router()
 
 
 @virtual
+async def test_what_comes_beyond_an_estimate_is_charged_of_a_request_that_outlasts_the_minute():
+    """Nothing else of its key counts by then, and its account is gone."""
+    async with Routers(2) as (one, two):
+        charge = await take(one, 100)
+        await asyncio.sleep(70)
+        assert not one._accounts
+        one.settle(KEY, charge, Amount(1, 900))
+        assert left(one) == 200
+        await asyncio.sleep(0.2)
+        assert not await take(two, 201)
+        assert await take(two, 200)
+
+
+@virtual
 async def test_a_refund_that_another_router_has_just_told_is_looked_for():
     """A refusal is never decided by what was known before."""
     async with Routers(2) as (one, two):
@@ -134,7 +148,7 @@ async def test_many_at_once_are_decided_with_few_calls_in_the_order_of_their_arr
         charges = await asyncio.gather(*(take(routers[0], 10) for _ in range(300)))
         assert [c is not None for c in charges] == [True] * 100 + [False] * 200
         assert routers.store.num_calls - before < 8
-        assert not routers.alone
+        assert not routers.local_decisions
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -168,7 +182,7 @@ def test_no_minute_holds_more_than_the_limit_whatever_the_order(seed):
                     quotas.settle(KEY, charge, Amount(1, used))
 
             await asyncio.gather(*(client() for _ in range(8)))
-        assert not routers.alone
+        assert not routers.local_decisions
         for start_s, _, _ in granted:
             within = [n for asked, at, n in granted if start_s <= asked and at < start_s + 59.95]
             assert sum(within) <= 1000

@@ -15,7 +15,7 @@ PERIOD_S = 10.0
 CODES = frozenset(kind.code for kind in (Overloaded, QueueFull, QueueTimeout, TooLate))
 
 
-class Shedding:
+class SheddingLog:
     """Counts the refusals between two events."""
 
     def __init__(self, admission: Admission, now_s: Callable[[], float]) -> None:

@@ -26,7 +26,7 @@ async def test_a_call_whose_answer_is_lost_charges_once():
         (one,) = routers
         routers.store.num_answers_to_lose = 1
         assert await take(one, 600)
-        assert routers.alone == ["r0"]
+        assert routers.local_decisions == ["r0"]
         assert left(one) == 400
         await asyncio.sleep(2)
         assert await take(one, 400)
@@ -139,7 +139,7 @@ async def test_an_emptied_store_forgets_nothing_that_a_router_knew():
         assert not await take(one, 101)
         assert await take(one, 100)
         assert not await take(two, 1)
-        assert not routers.alone
+        assert not routers.local_decisions
 
 
 @virtual
