@@ -3,6 +3,7 @@
 from planted.bug import Bug
 
 RULES = "tests/simulation/test_prefix_rules.py::"
+FORGERIES = "tests/simulation/test_prefix_forgeries.py::"
 VIEW = "tests/unit/prefix_index/test_view.py::"
 CHANGES = "tests/unit/engine/scheduling/test_block_changes.py::"
 
@@ -36,7 +37,7 @@ BUGS = [
         "prefix_index/publisher.py",
         "        return await self._store.read_head(self._life) == self._head\n",
         "        return True\n",
-        RULES + "test_a_head_that_another_has_written_is_replaced_for_those_who_come_later",
+        FORGERIES + "test_a_head_that_another_has_written_is_replaced_for_those_who_come_later",
     ),
     Bug(
         "batches are applied again, or late",
@@ -71,21 +72,21 @@ BUGS = [
         "prefix_index/feed.py",
         "            self.view.forget(worker, incarnation)\n",
         "            pass\n",
-        RULES + "test_entries_of_a_worker_that_is_no_member_are_forgotten_and_not_read",
+        FORGERIES + "test_entries_of_a_worker_that_is_no_member_are_forgotten_and_not_read",
     ),
     Bug(
         "anybody's entries count",
         "prefix_index/entries.py",
         "        if not hmac.compare_digest(entry[:TAG_BYTES], self._tag(kind, life, body)):\n",
         "        if not life:\n",
-        RULES + "test_forged_entries_are_counted_and_change_nothing",
+        FORGERIES + "test_forged_entries_are_counted_and_change_nothing",
     ),
     Bug(
         "a worker's entries count for another",
         "prefix_index/entries.py",
         '        hashed.update(kind + struct.pack("<IQ", len(name), incarnation) + name)\n',
         "        hashed.update(kind)\n",
-        RULES + "test_forged_entries_are_counted_and_change_nothing",
+        FORGERIES + "test_forged_entries_are_counted_and_change_nothing",
     ),
     Bug(
         "a missing batch goes unnoticed",
@@ -155,7 +156,7 @@ BUGS = [
         "prefix_index/entries.py",
         'struct.pack("<IQ", len(name), incarnation)',
         'struct.pack("<IQ", len(name), 0)',
-        RULES + "test_entries_of_a_workers_earlier_life_are_refused_in_the_log_of_this_one",
+        FORGERIES + "test_entries_of_a_workers_earlier_life_are_refused_in_the_log_of_this_one",
     ),
     Bug(
         "a publisher leaves evictions out",
