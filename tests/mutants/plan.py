@@ -104,6 +104,7 @@ NEAR = {
     "prefix_index": [
         "tests/unit/prefix_index/test_view.py",
         "tests/simulation/test_prefix_rules.py",
+        "tests/simulation/test_prefix_forgeries.py",
         "tests/contract/test_prefix_store.py",
     ],
     "worker": [
