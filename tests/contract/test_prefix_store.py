@@ -78,11 +78,15 @@ async def test_who_waits_is_told_when_something_comes(store):
 async def test_a_call_that_waits_in_vain_is_no_failure(store):
     """A server looks at its timers ten times a second, so that its answer is late."""
     await eventually(lambda: store.append(LIFE, [b"one"], TTL_S))
+    num_rounds = 0
     answers = []
-    for _ in range(10):
-        with contextlib.suppress(StoreFailed):
-            answers.append(await store.read_log({OTHER: START}, 0.01))
-    assert answers.count({}) > 5
+    while answers.count({}) < 8:  # on a busy machine, some are late for other reasons
+        num_rounds += 1
+        assert num_rounds <= 10
+        answers = []
+        for _ in range(8):
+            with contextlib.suppress(StoreFailed):
+                answers.append(await store.read_log({OTHER: START}, 0.01))
 
 
 async def test_the_newest_whole_content_is_read_in_parts(store):
