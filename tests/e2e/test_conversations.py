@@ -1,6 +1,7 @@
 """A chat's next turn goes where its answer was made: 2 prefill, 2 decode workers, own Redis."""
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import httpx
@@ -113,15 +114,15 @@ async def test_a_session_stays_with_its_worker_where_nothing_is_cached_and_is_it
     )
     try:
         async with web(up, acme) as acme, web(up, bulk) as bulk:
-            homes = set()
+            homes = []
             for number in range(6):
                 # Nothing in common, not even the first block.
                 talk = Talk(acme, f"{number} says: " * 9, session_id="mine")
                 turn = await talk.turn(max_tokens=2)
-                home = turn.decision["prefill_worker"]
-                assert number == 0 or preferred(turn) == {home}, turn.timing["why"]
-                homes.add(home)
-            assert len(homes) == 1
+                assert preferred(turn) == set(homes[-1:]), turn.timing["why"]
+                homes.append(turn.decision["prefill_worker"])
+            # It may leave a worker that was slow meanwhile, whose preference is not worth that.
+            assert any(before == after for before, after in pairwise(homes)), homes
             for other in (
                 Talk(acme, "no session says: " * 9),
                 Talk(bulk, "a stranger says: " * 9, session_id="mine"),
