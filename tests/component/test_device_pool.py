@@ -20,6 +20,8 @@ from engine.model.device_attention import gathered_attention
 from engine.model.kv_pools import StagedPool, runs_of
 from engine.ranks.rank_group import RankGroup
 
+pytestmark = pytest.mark.sampled(2)
+
 PROMPTS = [[(7 * n + 3 * k) % 200 + 5 for k in range(40 + 13 * n)] for n in range(4)]
 WISHES = [{}, {"temperature": 0.9, "n": 2, "seed": 3}]
 

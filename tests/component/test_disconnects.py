@@ -19,6 +19,8 @@ from core.errors import InvariantViolation
 from core.session import Role
 from core.types import TextDelta
 
+pytestmark = pytest.mark.sampled(2)
+
 TRIALS = 300 if is_long() else 30
 ENGINE = EngineConfig(block_size_tokens=16, num_blocks=96, max_step_tokens=32)
 

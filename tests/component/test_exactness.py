@@ -17,6 +17,8 @@ from engine.model.runner import ModelRunner
 from kv_transfer import codec
 from simulation.hash_runner import MemoryKV
 
+pytestmark = pytest.mark.sampled(2)
+
 RNG = random.Random(3)
 PROMPTS = [
     list(b"def main(argv):\n    "),

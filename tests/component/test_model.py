@@ -27,6 +27,8 @@ from engine.model.runner import ModelRunner, _inputs
 from engine.model.sharding import Shard
 from simulation.hash_runner import MemoryKV
 
+pytestmark = pytest.mark.sampled(2)
+
 
 def logits_of(model, runner, items, rows):
     """Logits of given rows of one step."""

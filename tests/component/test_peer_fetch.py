@@ -18,6 +18,8 @@ from engine.model.runner import ModelRunner
 from router.prompt_prefixes import PromptPrefixes
 from simulation.hash_runner import MemoryKV
 
+pytestmark = pytest.mark.sampled(2)
+
 RNG = random.Random(9)
 SHARED = [RNG.randrange(256) for _ in range(320)]
 FIRST = [*SHARED, *(RNG.randrange(256) for _ in range(20))]

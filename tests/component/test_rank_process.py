@@ -22,6 +22,8 @@ from engine.model.runner import ModelRunner
 from engine.ranks.rank_group import KILL_TIMEOUT_S, STALL_S, RankGroup, launch_child
 from simulation.hash_runner import MemoryKV
 
+pytestmark = pytest.mark.sampled(2)
+
 ENGINE = EngineConfig(num_blocks=16)
 PROMPT = tuple(b"import os\n\nclass ")
 PENALISED = SamplingParams(
@@ -60,7 +62,6 @@ async def test_a_rank_gives_the_same_tokens_and_the_same_kv_bytes():
         await ranks.stop()
 
 
-@pytest.mark.sampled(2)
 async def test_a_killed_rank_is_reported_at_once_and_can_be_restarted():
     ranks = RankGroup(read_model(TINY), ENGINE)
     await ranks.start()
@@ -86,7 +87,6 @@ async def test_a_model_that_cannot_be_loaded_is_an_error_with_a_name(tmp_path):
     assert ranks.rank_pids() == ()
 
 
-@pytest.mark.sampled(2)
 @pytest.mark.parametrize("collectives", ["shm", "gloo"])
 async def test_ranks_of_a_group_give_the_tokens_and_the_kv_of_one(collectives):
     """Real processes: tokens and log probabilities of rank 0's and of
@@ -118,7 +118,6 @@ async def test_ranks_of_a_group_give_the_tokens_and_the_kv_of_one(collectives):
             await ranks.stop()
 
 
-@pytest.mark.sampled(2)
 async def test_an_id_without_a_row_ends_its_sequence_and_no_rank():
     """Split, the vocabulary has no rank that would miss the row: each takes it for another's."""
     spec, _ = load(TINY, "float32")
@@ -156,7 +155,6 @@ def _heads(kv, spec, layer, block, shard, num_heads):
     )
 
 
-@pytest.mark.sampled(2)
 async def test_one_rank_killed_or_stopped_is_the_end_of_its_group_and_a_new_one_serves():
     """The second is killed, the first is stopped."""
     ranks = RankGroup(read_model(TINY), EngineConfig(num_blocks=16, tensor_parallel_size=2))
@@ -182,7 +180,6 @@ async def test_one_rank_killed_or_stopped_is_the_end_of_its_group_and_a_new_one_
         await ranks.stop()
 
 
-@pytest.mark.sampled(2)
 async def test_a_rank_that_dies_between_steps_is_reported_without_a_step():
     ranks = RankGroup(read_model(TINY), EngineConfig(num_blocks=16))
     await ranks.start()
@@ -228,7 +225,6 @@ class _Lingering:
         raise subprocess.TimeoutExpired("rank", timeout)
 
 
-@pytest.mark.sampled(2)
 async def test_ranks_that_take_long_to_die_keep_nobody_waiting_and_are_no_bug(caplog):
     """Both are waited for together, once; the group starts again beside them, and stops."""
     caplog.set_level(logging.INFO, logger="baton")
@@ -264,7 +260,6 @@ def _penalised_step(step_id, tokens, num_prompt, table):
     return StepPlan(step_id, (StepItem(1, start, tuple(tokens[start:]), table, (sample,)),))
 
 
-@pytest.mark.sampled(2)
 async def test_a_rank_that_is_sent_news_draws_what_a_runner_with_the_whole_history_draws():
     """Over a block border, and after a restart, when the ranks know nothing again."""
     spec, model = load(TINY, "float32")
@@ -301,7 +296,6 @@ async def test_layers_are_counted_in_every_step_and_a_restart_does_not_set_the_c
         await ranks.stop()
 
 
-@pytest.mark.sampled(2)
 @pytest.mark.parametrize("size", [1, 2])
 async def test_a_token_that_the_model_does_not_have_fails_its_sequence_and_no_other(size):
     """In the ids to compute, and in those to score."""

@@ -14,6 +14,8 @@ from core.config import EngineConfig
 from core.errors import InvalidRequest
 from core.session import Role
 
+pytestmark = pytest.mark.sampled(2)
+
 PROMPT = list(b"for item in items:\n    print(item)\nfor item in items:\n    ")
 SMALL = EngineConfig(block_size_tokens=8, num_blocks=128, max_step_tokens=19)
 CASES: dict[str, dict[str, Any]] = {

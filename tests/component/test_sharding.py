@@ -22,6 +22,8 @@ from engine.model.weights import load_tensors
 from kv_transfer.resharding import PoolView, common_grid
 from simulation.hash_runner import MemoryKV
 
+pytestmark = pytest.mark.sampled(2)
+
 RNG = random.Random(5)
 PROMPTS = [list(b"def main(argv):\n    "), [RNG.randrange(256) for _ in range(150)]]
 SIZES = (1, 2, 4)
@@ -76,7 +78,6 @@ async def test_any_prefill_size_hands_over_to_any_decode_size(prefill, decode, t
 PAIRS = [(p, d) for p in SIZES for d in SIZES]
 
 
-@pytest.mark.sampled(2)
 @pytest.mark.parametrize("transport", ["gloo", NIXL])
 @pytest.mark.parametrize(("prefill", "decode"), PAIRS if is_long() else [(4, 2)])
 async def test_any_size_hands_over_through_carriers(prefill, decode, transport):
@@ -88,7 +89,6 @@ async def test_any_size_hands_over_through_carriers(prefill, decode, transport):
             assert all(a.kv_transport == transport for a in timing if a.kv_bytes)
 
 
-@pytest.mark.sampled(2)
 @pytest.mark.parametrize(("first", "second"), [(4, 16), (16, 4), (8, 32), (32, 8)])
 async def test_block_sizes_that_divide_one_another_hand_over(first, second):
     """With and without prefix hits on the decode side, and with both splits at once."""
@@ -192,7 +192,6 @@ SHAPES = [
 ]
 
 
-@pytest.mark.sampled(2)
 @pytest.mark.parametrize("heads", [1, 2, 4, 6, 8])
 def test_every_byte_arrives_in_its_place_between_any_two_shapes(heads):
     """The whole matrix of shards and block sizes; every element is numbered by what it is."""

@@ -18,6 +18,8 @@ from kv_storage.host import HostStore
 from worker import stored_prefixes
 from worker.components import TierStore
 
+pytestmark = pytest.mark.sampled(2)
+
 RNG = random.Random(11)
 SIZE = 16
 PROMPTS = [[RNG.randrange(256) for _ in range(250)] for _ in range(4)]
@@ -104,7 +106,6 @@ async def test_stored_blocks_give_the_tokens_of_a_cold_run(tmp_path, names, path
     assert not any(fault is not StorageFault.REPLACED for _, fault in role_counts.faults)
 
 
-@pytest.mark.sampled(2)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(("size", "block"), [(2, 16), (1, 8), (2, 32)])
 async def test_every_split_and_block_size(tmp_path, dtype, size, block):

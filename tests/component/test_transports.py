@@ -20,6 +20,8 @@ from kv_transfer.transports.choice import Transports, read_address
 from kv_transfer.transports.shared_memory import SharedNetwork
 from transport.fetch_streams import fetch_network
 
+pytestmark = pytest.mark.sampled(2)
+
 LAYOUT = KVLayout("m", "float32", 2, 2, 4, 4)
 
 

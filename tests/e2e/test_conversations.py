@@ -49,7 +49,7 @@ def up(request):
     assert code == 0 and not left
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.timeout(400)
 async def test_each_turn_goes_to_the_holder_and_finds_the_answer_before_it(up):
     async with web(up) as http:

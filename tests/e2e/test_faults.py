@@ -189,7 +189,7 @@ def test_status_without_a_cluster_is_one_clear_line():
     )
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.ray
 @pytest.mark.timeout(300)
 def test_on_ray_the_decode_worker_is_killed_survived_and_replaced_and_nothing_is_orphaned(
@@ -220,7 +220,7 @@ def test_on_ray_the_decode_worker_is_killed_survived_and_replaced_and_nothing_is
     assert (code, left) == (0, set())
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.ray
 @pytest.mark.timeout(300)
 def test_on_ray_with_pd_forced_the_running_request_waits_for_a_decode_worker_that_is_starting(

@@ -67,7 +67,7 @@ def memory_of(pid):
                     yield memory.read(end - first)
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.ray
 @pytest.mark.timeout(600)
 def test_a_fresh_cluster_on_ray_listens_on_loopback_alone_and_keeps_secrets_out_of_ray(start):

@@ -35,7 +35,7 @@ def parent(pid):
     return int(open(f"/proc/{pid}/stat").read().rpartition(")")[2].split()[1])
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("where", sample(["ray", "--local"], 1))
 def test_a_split_model_answers_like_a_whole_one_and_its_ranks_come_back(where, start, local):

@@ -145,7 +145,7 @@ def make_neighbours(cluster):
         request.sampling.allowed_token_ids.extend(map(byte_id, range(0x20, 0x7F)))
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.timeout(1200)
 async def test_answers_of_broken_bytes_harm_nobody(tmp_path):
     folder = write_folder(tmp_path / "model")

@@ -142,7 +142,7 @@ FAULTS = {
 }
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.timeout(900)
 async def test_a_store_emptied_frozen_or_killed_under_load_costs_hits_for_seconds(monkeypatch):
     async with started(monkeypatch) as (cluster, server, http):
@@ -171,7 +171,7 @@ async def test_a_store_emptied_frozen_or_killed_under_load_costs_hits_for_second
         note("prefix_index", {"back_s": took_s, "promised_s": BACK_S, "away_s": AWAY_S})
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.timeout(600)
 async def test_a_workers_death_takes_its_entries_and_its_chats_go_on_elsewhere(monkeypatch):
     async with started(monkeypatch) as (cluster, server, http):
@@ -191,7 +191,7 @@ async def test_a_workers_death_takes_its_entries_and_its_chats_go_on_elsewhere(m
         await hit_the_answers(talks)
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.timeout(600)
 async def test_entries_of_nobody_and_of_the_dead_are_counted_and_change_no_answer(monkeypatch):
     rng = random.Random(5)

@@ -25,7 +25,7 @@ async def test_kills_and_hangs_of_every_role_lose_repeat_and_change_nothing(lear
     await kill_and_hang(learned, "float32")
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.timeout(2400)
 async def test_kills_and_hangs_change_nothing_in_16_bits():
     async with ProcessCluster(config_of("bfloat16")) as cluster:
@@ -98,7 +98,7 @@ async def restart(cluster, role, pid):
     return sum(a.attempts[0].endswith("draining") for _, a in cluster.answers if a.attempts)
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.timeout(300)
 @pytest.mark.asyncio(loop_scope="session")
 async def test_a_rolling_restart_of_every_process_under_load_is_not_noticed(learned):

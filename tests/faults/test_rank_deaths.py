@@ -42,7 +42,7 @@ async def kill_rank(cluster, role):
     assert [r["worker_id"] for r in now] == [worker["worker_id"]], "the worker did not live on"
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.timeout(SECONDS + 300)
 @pytest.mark.parametrize(("layout", "role"), sample(VICTIMS, 1))
 async def test_a_rank_killed_again_and_again_costs_nobody_a_token(layout, role):

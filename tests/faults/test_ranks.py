@@ -21,7 +21,7 @@ async def rank_of(cluster, role):
     return cluster.rng.choice([pid for pids in groups for pid in pids])
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.timeout(1200)
 async def test_a_rank_killed_or_stopped_under_load_costs_nobody_a_token():
     """Exact because prefill has as many ranks:

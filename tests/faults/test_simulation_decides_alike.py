@@ -207,7 +207,7 @@ async def real_fault(cluster, fault):
             await asyncio.sleep(0.005)
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.timeout(2400)
 @pytest.mark.asyncio(loop_scope="session")
 async def test_the_simulation_and_real_processes_decide_alike(shared):

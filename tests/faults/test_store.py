@@ -31,7 +31,7 @@ async def until(predicate, timeout_s=15):
             await asyncio.sleep(0.1)
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.timeout(400)
 async def test_redis_killed_frozen_and_back_empty_costs_nothing():
     server = RedisServer()

@@ -26,7 +26,7 @@ async def under(cluster, seconds, start, stop=lambda: None):
     return verdict
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.timeout(600)
 async def test_flipped_bits_of_kv_are_all_refused_before_a_token():
     async with ProcessCluster(config_of(placement__path="pd"), proxied=["transfer"]) as cluster:
@@ -51,7 +51,7 @@ async def test_flipped_bits_of_kv_are_all_refused_before_a_token():
         note("flips", {"flips": flips, "inexact": 0})
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.timeout(300)
 async def test_delay_cuts_truncation_blackholes_and_one_way_loss_change_nothing():
     async with ProcessCluster(config_of(), proxied=["transfer", "session"]) as cluster:

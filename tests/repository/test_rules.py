@@ -83,14 +83,14 @@ def test_nobody_else_installs_packages_of_our_names():
         assert set(owners.get(package, ["baton-serve"])) == {"baton-serve"}, package
 
 
-@pytest.mark.parametrize("failing", ["", "tests/faults", "tests/e2e", "tests/component"])
+@pytest.mark.parametrize("failing", ["", "faults", "e2e", "component", "simulation"])
 def test_make_test_runs_all_parts_and_fails_when_one_fails(failing, tmp_path):
     """With a python that only notes what it is to run, and fails on one part."""
     python = tmp_path / "bin" / "python"
     python.parent.mkdir()
     python.write_text(f"""#!/bin/sh
 echo "$*" >> {tmp_path}/ran
-case "$*" in *{failing or "nothing"}*) exit 1;; esac
+case "$*" in *tests/{failing or "nothing"}*) exit 1;; esac
 """)
     python.chmod(0o755)
     (tmp_path / ".ready").touch()
@@ -103,7 +103,7 @@ case "$*" in *{failing or "nothing"}*) exit 1;; esac
         check=False,
     )
     assert (done.returncode == 0) is (failing == ""), done
-    assert len((tmp_path / "ran").read_text().splitlines()) == 3
+    assert len((tmp_path / "ran").read_text().splitlines()) == 4
 
 
 def test_links_in_documents_exist():
@@ -131,10 +131,11 @@ def test_make_test_and_make_test_long_run_every_folder_of_tests():
     recipes = dict(
         re.findall(r"^(test[a-z-]*):.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), re.M)
     )
-    assert {"test-processes", "test-rest"} <= set(recipes["test"].split())
+    runs = ("test-processes", "test-rest", "test-virtual")
+    assert set(runs) <= set(recipes["test"].split())
     tests = [p.relative_to(ROOT / "tests") for p in (ROOT / "tests").rglob("test_*.py")]
     folders = {f"tests/{path.parts[0]}" for path in tests}
-    for parts in (recipes["test-processes"] + recipes["test-rest"], recipes["test-long"]):
+    for parts in ("".join(recipes[run] for run in runs), recipes["test-long"]):
         assert folders == set(re.findall(r"tests/\w+", parts))
 
 

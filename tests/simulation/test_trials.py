@@ -178,7 +178,7 @@ def test_a_seed_replays_in_another_process_with_another_hash_seed():
     )
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 def test_a_planted_bug_is_found_and_shrunk_to_a_line_that_shows_it_again(monkeypatch):
     """After a reconnect the worker forgets to send again what was lost with the stream."""
     monkeypatch.setattr(Attempt, "rewind", lambda self, wanted: None)
