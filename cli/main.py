@@ -93,6 +93,33 @@ def status(
     raise typer.Exit(run_status(url, Endpoints(ca, cert, key), as_json=output == "json"))
 
 
+@app.command()
+def top(
+    url: Url = "http://127.0.0.1:8000",
+    interval: Annotated[
+        float, typer.Option("--interval", "-n", help="time between two looks (seconds)", min=0.1)
+    ] = 2.0,
+    ca: Ca = None,
+    cert: Cert = None,
+    key: Key = None,
+    *,
+    once: Annotated[
+        bool, typer.Option("--once", help="show it once, after one interval, and end")
+    ] = False,
+    output: Output = "table",
+) -> None:
+    """Watch workers, tiers, KV routes and rates; Ctrl-C ends it.
+
+    Rates and the SLO attainment are of the last minute, or since the command began, and of the
+    router that answers. With `-o json` each look is one object on one line.
+    """
+    from cli.top import run_top  # noqa: PLC0415
+    from client.endpoints import Endpoints  # noqa: PLC0415
+
+    access = Endpoints(ca, cert, key)
+    run_top(url, access, interval_s=interval, is_once=once, as_json=output == "json")
+
+
 explain = typer.Typer(help="Say why.", no_args_is_help=True)
 app.add_typer(explain, name="explain")
 

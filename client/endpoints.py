@@ -118,7 +118,15 @@ class Endpoints:
         Raises:
             ConfigError: Nobody answers, or the key has no right to it.
         """
-        return self._exchange(url, path, None)
+        return _tree(url, path, self._exchange(url, path, None))
+
+    def get_text(self, url: str, path: str) -> str:
+        """Send a GET to a router for what is no JSON.
+
+        Raises:
+            ConfigError: Nobody answers, or the key has no right to it.
+        """
+        return self._exchange(url, path, None).decode(errors="replace")
 
     def post(self, url: str, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
         """Send a POST to a router.
@@ -126,12 +134,12 @@ class Endpoints:
         Raises:
             ConfigError: Nobody answers, the key has no right to it, or the router refuses it.
         """
-        tree = self._exchange(url, path, json.dumps(body).encode())
+        tree = _tree(url, path, self._exchange(url, path, json.dumps(body).encode()))
         if "error" in tree and isinstance(tree["error"], dict):
             raise ConfigError(f"the router at {url} refuses: {tree['error'].get('message', '')}")
         return tree
 
-    def _exchange(self, url: str, path: str, body: bytes | None) -> dict[str, Any]:
+    def _exchange(self, url: str, path: str, body: bytes | None) -> bytes:
         if not url.startswith(("http://", "https://")):
             raise ConfigError(f"--url {url} must begin with http:// or https://")
         try:
@@ -143,7 +151,7 @@ class Endpoints:
             )
             opener = build_opener(HTTPSHandler(context=self.context), _Stay)
             with opener.open(request, timeout=HTTP_TIMEOUT_S) as reply:
-                answer = reply.read()
+                answer: bytes = reply.read()
         except HTTPError as error:
             if error.code == HTTPStatus.UNAUTHORIZED:
                 raise ConfigError(
@@ -158,11 +166,7 @@ class Endpoints:
             answer = error.read()  # /ready answers 503 with a body
         except (URLError, OSError) as error:
             raise self.unreachable(url, error) from error
-        try:
-            tree: dict[str, Any] = json.loads(answer)
-        except ValueError as error:
-            raise ConfigError(f"the server at {url}{path} is no router") from error
-        return tree
+        return answer
 
     def unreachable(self, url: str, error: Exception) -> ConfigError:
         """Make the error that explains why nobody answers, and what to do."""
@@ -190,6 +194,14 @@ class Endpoints:
         if self.ca is None:
             return "give --ca (or SSL_CERT_FILE) the authority that signed the servers' certificate"
         return f"{self.ca} is not the authority that signed it: give --ca the one that did"
+
+
+def _tree(url: str, path: str, answer: bytes) -> dict[str, Any]:
+    try:
+        tree: dict[str, Any] = json.loads(answer)
+    except ValueError as error:
+        raise ConfigError(f"the server at {url}{path} is no router") from error
+    return tree
 
 
 def _hosts_at(address: str) -> list[str]:

@@ -43,8 +43,10 @@ class Metric:
     labels: tuple[str, ...] = ()
 
 
-TTFT = Metric("baton_ttft_seconds", "histogram", "router receipt to first token sent")
-ITL = Metric("baton_itl_seconds", "histogram", "gap between two deliveries of one request")
+TTFT = Metric("baton_ttft_seconds", "histogram", "router receipt to first token sent", ("tier",))
+ITL = Metric(
+    "baton_itl_seconds", "histogram", "gap between two deliveries of one request", ("tier",)
+)
 E2E = Metric("baton_e2e_seconds", "histogram", "router receipt to end")
 PHASE = Metric(
     "baton_request_phase_seconds",
@@ -53,6 +55,14 @@ PHASE = Metric(
     ("phase",),
 )
 REQUESTS = Metric("baton_requests_total", "counter", "ended requests", ("outcome",))
+SLO_REQUESTS = Metric(
+    "baton_slo_requests_total",
+    "counter",
+    "requests that met the SLO of their tier (`tiers.NAME.slo_ttft_s`, `slo_tpot_s`) or missed it, "
+    "those that failed or found no room among the latter; what the caller cancelled or got wrong "
+    "is in neither",
+    ("tier", "result"),
+)
 REFUSALS = Metric(
     "baton_refusals_total",
     "counter",
@@ -83,10 +93,14 @@ QUOTA_LOCAL_DECISIONS = Metric(
     "counter",
     "requests whose key's quota a router decided alone, within its share: Redis was away or slow",
 )
-PROMPT_TOKENS = Metric("baton_prompt_tokens_total", "counter", "prompt tokens of ended requests")
-OUTPUT_TOKENS = Metric("baton_generation_tokens_total", "counter", "output tokens delivered")
+PROMPT_TOKENS = Metric(
+    "baton_prompt_tokens_total", "counter", "prompt tokens of ended requests", ("tier",)
+)
+OUTPUT_TOKENS = Metric(
+    "baton_generation_tokens_total", "counter", "output tokens of ended requests", ("tier",)
+)
 CACHED_TOKENS = Metric(
-    "baton_prefix_hit_tokens_total", "counter", "prompt tokens found in a prefix cache"
+    "baton_prefix_hit_tokens_total", "counter", "prompt tokens found in a prefix cache", ("tier",)
 )
 KV_BYTES = Metric("baton_kv_transfer_bytes_total", "counter", "KV bytes handed over")
 TRANSFERS = Metric("baton_kv_transfers_total", "counter", "hand-overs that arrived", ("transport",))
@@ -189,6 +203,13 @@ WORKER_WAITING_TOKENS = Metric(
     "prompt tokens that a worker has still to compute",
     ("worker",),
 )
+WORKER_PREEMPTIONS = Metric(
+    "baton_worker_preemptions",
+    "gauge",
+    "sequences that gave up their blocks or place to others since the worker's start; what is not "
+    "cached any more is computed again",
+    ("worker",),
+)
 WORKER_EXPOSED = Metric(
     "baton_worker_exposed_transfer_seconds",
     "gauge",
@@ -221,6 +242,7 @@ ALL = (
     E2E,
     PHASE,
     REQUESTS,
+    SLO_REQUESTS,
     PROMPT_TOKENS,
     OUTPUT_TOKENS,
     CACHED_TOKENS,
@@ -251,6 +273,7 @@ ALL = (
     WORKER_BLOCKS,
     WORKER_SEQUENCES,
     WORKER_WAITING_TOKENS,
+    WORKER_PREEMPTIONS,
     WORKER_EXPOSED,
     STORED_BLOCKS,
     STORED_HITS,

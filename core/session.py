@@ -278,6 +278,8 @@ class Load:
     waiting_tokens: int = 0
     free_blocks: int = 0
     cached_blocks: int = 0
+    num_preemptions: int = 0
+    """Since the worker's start."""
 
 
 @dataclass(frozen=True, slots=True)

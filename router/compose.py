@@ -160,7 +160,8 @@ def compose_service(components: RouterComponents, parts: ServiceComponents) -> R
             **gauges_of(parts.read_prefix_report),
             **worker_gauges(sessions.views),
             **storage_gauges(sessions.views),
-        }
+        },
+        components.tiers.by_name,
     )
     log = RequestLog(clock.now_s) if config.log_requests else None
     explanations = Explanations()

@@ -255,6 +255,7 @@ class Worker:
                 waiting_tokens=scheduler.num_waiting_tokens,
                 free_blocks=pool.num_free,
                 cached_blocks=pool.num_cached,
+                num_preemptions=scheduler.num_preemptions,
             ),
             rank_pids=self._runner.rank_pids(),
             is_ready=self.is_ready,

@@ -56,6 +56,17 @@ class TierConfig(Node):
         description="longest predicted wait for other requests before the first token; beyond it "
         "a request is refused at once; 0: queue_wait_s and its deadline alone limit it",
     )
+    slo_ttft_s: float = Field(
+        0.0,
+        ge=0,
+        description="longest time to the first token that meets its SLO; it counts in "
+        "`baton_slo_requests_total` and refuses nobody; 0: any",
+    )
+    slo_tpot_s: float = Field(
+        0.0,
+        ge=0,
+        description="longest mean time of each further token that meets its SLO; 0: any",
+    )
     max_prompt_tokens: int = Field(
         0, ge=0, description="longest prompt (tokens); 0: what the model takes"
     )

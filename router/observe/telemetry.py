@@ -15,10 +15,12 @@ from opentelemetry.sdk.metrics.view import ExplicitBucketHistogramAggregation, V
 from prometheus_client import CollectorRegistry, generate_latest
 
 from core import metrics
+from core.config import TierConfig, default_tiers
 from core.errors import ServingError, Unauthenticated, all_errors
 from core.session import FetchOutcome
 from core.types import RequestEnded
 from router.calls import ADDRESS_CLASSES, Call, outcome_of
+from router.observe import attainment
 from router.prefix_outcome import HIT_TIERS, STALE_CAUSES, PromptOutcome, TokenOutcome
 from router.refusals import CODES, OTHER
 from router.request_state import RequestState
@@ -33,12 +35,18 @@ ReadGauge = Callable[[], Mapping[str, float]] | Labelled
 class Telemetry:
     """The router's instruments."""
 
-    def __init__(self, gauges: Mapping[metrics.Metric, ReadGauge]) -> None:
+    def __init__(
+        self,
+        gauges: Mapping[metrics.Metric, ReadGauge],
+        tiers: Mapping[str, TierConfig] | None = None,
+    ) -> None:
         """Make every instrument, and show every label at zero.
 
         Args:
             gauges: How each gauge is read.
+            tiers: Every tier by its name; None: those that every cluster has.
         """
+        self._tiers = default_tiers() if tiers is None else tiers
         self._registry = CollectorRegistry()
         self._reader = PrometheusMetricReader(
             # Both would be series of constants, and a label on every other.
@@ -69,9 +77,15 @@ class Telemetry:
             meter.create_observable_gauge(
                 metric.name, [_observer(metric, read)], description=metric.description
             )
-        # Before its first increase a counter has no rate: every label begins at zero.
+        self._show_zeros()
+
+    def _show_zeros(self) -> None:
+        """Begin every label of every counter: before its first increase it would have no rate."""
+        self._show_zeros_of_tiers()
         for outcome in metrics.OUTCOMES:
             self._counters[metrics.REQUESTS].add(0, {"outcome": outcome})
+        for code in sorted({error.code for error in all_errors() if error.is_retryable}):
+            self._counters[metrics.RETRIES].add(0, {"reason": code})
         for path in ("pd", "local"):
             self._counters[metrics.ATTEMPTS].add(0, {"path": path})
         for server in ("http", "grpc"):
@@ -87,10 +101,11 @@ class Telemetry:
             self._counters[metrics.TRANSFERS].add(0, {"transport": transport})
         for outcome in TokenOutcome:
             self._counters[metrics.PREFIX_TOKENS].add(0, {"outcome": outcome.value})
-        for tier in HIT_TIERS:
-            self._counters[metrics.PREFIX_STORAGE_TOKENS].add(0, {"storage": tier})
+        for storage in HIT_TIERS:
+            self._counters[metrics.PREFIX_STORAGE_TOKENS].add(0, {"storage": storage})
         for cause in STALE_CAUSES:
             self._counters[metrics.STALE_PLACEMENTS].add(0, {"cause": cause.value})
+<<<<<<< HEAD
         plain = (
             metrics.PROMPT_TOKENS,
             metrics.OUTPUT_TOKENS,
@@ -100,7 +115,17 @@ class Telemetry:
             metrics.QUOTA_LOCAL_DECISIONS,
         )
         for metric in plain:
+=======
+        for metric in (metrics.KV_BYTES, metrics.FRAGMENTS_RESENT, metrics.QUOTAS_ALONE):
+>>>>>>> seen16
             self._counters[metric].add(0)
+
+    def _show_zeros_of_tiers(self) -> None:
+        for tier in self._tiers:
+            for result in attainment.RESULTS:
+                self._counters[metrics.SLO_REQUESTS].add(0, {"tier": tier, "result": result})
+            for metric in (metrics.PROMPT_TOKENS, metrics.OUTPUT_TOKENS, metrics.CACHED_TOKENS):
+                self._counters[metric].add(0, {"tier": tier})
 
     def request_ended(self, run: RequestState, ended: RequestEnded, server: str = "") -> None:
         """Record a request that ran."""
@@ -109,10 +134,20 @@ class Telemetry:
         usage = ended.usage
         self._counters[metrics.REQUESTS].add(1, {"outcome": outcome_of(ended.error)})
         if ended.error is not None:
+<<<<<<< HEAD
             self._counters[metrics.ERRORS].add(1, {"server": server, "code": ended.error.code})
         self._counters[metrics.PROMPT_TOKENS].add(usage.prompt_tokens)
         self._counters[metrics.OUTPUT_TOKENS].add(usage.completion_tokens)
         self._counters[metrics.CACHED_TOKENS].add(usage.cached_tokens)
+=======
+            self._counters[metrics.ERRORS].add(1, {"door": server, "code": ended.error.code})
+        tier = {"tier": run.request.tier}
+        self._counters[metrics.PROMPT_TOKENS].add(usage.prompt_tokens, tier)
+        self._counters[metrics.OUTPUT_TOKENS].add(usage.completion_tokens, tier)
+        self._counters[metrics.CACHED_TOKENS].add(usage.cached_tokens, tier)
+        limits = self._tiers[run.request.tier]
+        self._count_result(run.request.tier, attainment.result_of(limits, line, ended.error))
+>>>>>>> seen16
         self._counters[metrics.KV_BYTES].add(timing.kv_bytes)
         self._counters[metrics.FRAGMENTS_RESENT].add(timing.kv_fragments_resent)
         if timing.fetch_outcome:
@@ -127,13 +162,13 @@ class Telemetry:
                 max(1, len(timing.attempts)), {"path": timing.path}
             )
         if line.ttft_s is not None:
-            self._histograms[metrics.TTFT].record(line.ttft_s)
+            self._histograms[metrics.TTFT].record(line.ttft_s, tier)
         if line.e2e_s is not None:
             self._histograms[metrics.E2E].record(line.e2e_s)
             for phase, seconds in timing.phases().items():
                 self._histograms[metrics.PHASE].record(seconds, {"phase": phase})
         for gap_s in line.itl_s:
-            self._histograms[metrics.ITL].record(gap_s)
+            self._histograms[metrics.ITL].record(gap_s, tier)
 
     def prompt_computed(self, outcome: PromptOutcome) -> None:
         """Record what of a prompt was cached."""
@@ -149,6 +184,8 @@ class Telemetry:
         if call.outcome:
             self._counters[metrics.REQUESTS].add(1, {"outcome": call.outcome})
         self._count_refusal(call.server, call.code)
+        # A full router reads no request: the key's tier is all that is known.
+        self._count_result(call.identity.tier, attainment.result_of_call(call))
         if call.code == Unauthenticated.code:
             self._counters[metrics.BAD_KEYS].add(1, {"client": call.client})
 
@@ -162,7 +199,16 @@ class Telemetry:
         label = code if code in CODES else OTHER.code
         self._counters[metrics.REFUSALS].add(1, {"server": server, "code": label})
 
+<<<<<<< HEAD
     def quota_decided_locally(self) -> None:
+=======
+    def _count_result(self, tier: str, result: str) -> None:
+        # A call without a key has no tier.
+        if result and tier in self._tiers:
+            self._counters[metrics.SLO_REQUESTS].add(1, {"tier": tier, "result": result})
+
+    def charged_alone(self) -> None:
+>>>>>>> seen16
         """Record a decision on a quota without the store."""
         self._counters[metrics.QUOTA_LOCAL_DECISIONS].add(1)
 

@@ -28,6 +28,9 @@ def worker_gauges(
         metrics.WORKER_WAITING_TOKENS: lambda: _summed(
             ((name,), view.load.waiting_tokens) for name, view in _named(read())
         ),
+        metrics.WORKER_PREEMPTIONS: lambda: _summed(
+            ((name,), view.load.num_preemptions) for name, view in _named(read())
+        ),
         metrics.WORKER_EXPOSED: lambda: _latest(read()),
     }
 

@@ -13,6 +13,7 @@ import pytest
 
 from cli import chat, client
 from cli.status import run_status
+from cli.top import run_top
 from client.endpoints import Endpoints, speaks_tls
 from core.errors import ConfigError
 from protos.baton.v1 import generation_pb2 as pb
@@ -123,6 +124,8 @@ class WebServers:
             "/ready": dict(READY),
             "/replicas": {"replicas": []},
             "/load": {"tiers": {"batch": counts}},
+            "/links": {"links": []},
+            "/metrics": "baton_requests_total 4\n",
         }
         self.keys = []
         self.elsewhere = ""
@@ -159,7 +162,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         super().__init__(*arguments)
 
     def do_GET(self):
-        body = json.dumps(self.servers.answers[self.path]).encode()
+        answer = self.servers.answers[self.path]
+        body = (answer if isinstance(answer, str) else json.dumps(answer)).encode()
         self.servers.keys.append(self.headers["authorization"])
         if self.servers.elsewhere:
             self.send_response(302)
@@ -184,6 +188,10 @@ def web_servers(tls):
 
 def status(url, *files):
     return run_status(url, Endpoints(*files), as_json=False)
+
+
+def top_once(url, *files):
+    run_top(url, Endpoints(*files), interval_s=0.1, is_once=True, as_json=True)
 
 
 def test_status_reaches_a_door_over_tls_and_says_what_is_wrong_if_it_does_not(
@@ -218,6 +226,26 @@ def test_a_key_is_sent_to_nobody_but_the_door_that_was_named(web_servers, monkey
 def test_status_shows_how_many_of_each_tier_run_wait_and_were_refused(web_servers, capsys):
     assert status(web_servers(is_tls=False)) == 0
     assert re.search(r"batch +3 +41 +7 *$", capsys.readouterr().out, re.M)
+
+
+def test_top_reaches_a_server_over_tls_with_a_key(web_servers, tls, monkeypatch, capsys):
+    monkeypatch.setenv("OPENAI_API_KEY", "bt-x")
+    monkeypatch.delenv("SSL_CERT_FILE", raising=False)
+    url = web_servers()
+    with pytest.raises(ConfigError, match="give --ca"):
+        top_once(url)
+    top_once(url, tls / "ca.pem")
+    found = json.loads(capsys.readouterr().out)
+    assert found["state"] == "ready" and found["tiers"]["batch"]["queued"] == 41
+    assert found["requests_per_s"] == 0.0
+    # Every question of both looks carries the key.
+    assert web_servers.keys == ["Bearer bt-x"] * 10
+
+
+def test_top_says_that_what_shows_no_metrics_is_no_router(web_servers):
+    web_servers.answers["/metrics"] = "<html>hello</html>"
+    with pytest.raises(ConfigError, match="/metrics is no router"):
+        top_once(web_servers(is_tls=False))
 
 
 @pytest.mark.parametrize(

@@ -83,6 +83,8 @@ async def test_a_full_router_refuses_before_it_reads_a_long_body(servers, path):
         assert (line["event"], line["outcome"], line["route"]) == ("refusal", CODE, path)
         assert counted(servers, "baton_refusals_total", server="http", code=CODE) == 1
         assert counted(servers, "baton_requests_total", outcome="rejected") == 1
+        # Nobody knows its tier but by its key.
+        assert counted(servers, "baton_slo_requests_total", tier="batch", result="missed") == 1
         # The same body is read where there is room for its request.
         last = head(servers, path, MANY_BYTES, "connection: close\r\n")
         await server.say(last + b" " * MANY_BYTES)

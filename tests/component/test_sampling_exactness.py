@@ -49,7 +49,7 @@ async def ask(path, engine=SMALL, decode=None, copies=1, **case):
         case = {"max_tokens": 24, "seed": 9, **case}
         replies = await asyncio.gather(*(cluster.ask(PROMPT, **case) for _ in range(copies)))
         assert all(r.ended.error is None and r.ended.timing.path == path for r in replies)
-        return replies, sum(u.scheduler.num_preemptions for u in cluster.units)
+        return replies, sum(u.progress().load.num_preemptions for u in cluster.units)
 
 
 @pytest.mark.parametrize("name", CASES)

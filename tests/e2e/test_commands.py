@@ -1,6 +1,7 @@
 """The commands of `baton`, as a user types them."""
 
 import json
+import signal
 import subprocess
 import xml.etree.ElementTree as ET
 
@@ -149,6 +150,37 @@ def test_the_prefix_index_can_be_seen(local):
     assert all(row["blocks"] >= 0 for row in rows)
 
 
+def test_top_shows_a_cluster_at_work(local):
+    watching = subprocess.Popen(
+        [*BATON, "top", "--url", local.url, "--interval", "0.5", "-o", "json"],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    )
+    try:
+        before = json.loads(watching.stdout.readline())
+        assert before["models"] == ["baton-tiny"] and before["requests_per_s"] is None
+        assert local.complete(max_tokens=16, ignore_eos=True).status_code == 200
+        for line in watching.stdout:
+            found = json.loads(line)
+            if found["requests_per_s"]:
+                break
+        watching.send_signal(signal.SIGINT)
+        assert watching.wait(timeout=30) == 0
+    finally:
+        watching.kill()
+        watching.stdout.close()
+    assert round(found["output_tokens_per_s"] * found["window_s"]) >= 16
+    assert found["tiers"]["standard"]["attainment"] == 1.0
+    assert {w["role"] for w in found["workers"]} == {"prefill", "decode"}
+    assert all(w["total_blocks"] and w["state"] == "live" for w in found["workers"])
+    assert all(link["transport"] for link in found["links"]) and found["links"]
+    once = json.loads(baton("top", "--url", local.url, "--once", "-n", "0.2", "-o", "json"))
+    assert once.keys() == found.keys()
+    assert "standard" in baton("top", "--url", local.url, "--once", "-n", "0.2")
+    assert "no router answers" in baton("top", "--url", "http://127.0.0.1:1", code=2)
+
+
 def test_help_is_quick_to_read_and_lists_every_command():
     text = baton("--help")
     for command in (
@@ -163,6 +195,7 @@ def test_help_is_quick_to_read_and_lists_every_command():
         "explain",
         "prefix",
         "simulate",
+        "top",
         "version",
     ):
         assert command in text

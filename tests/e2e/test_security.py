@@ -13,6 +13,7 @@ import httpx
 import pytest
 from support.descriptors import LOOPBACK, descendants, listeners
 from support.process_cluster import config_of
+from support.promql import unresolved
 
 from client.stream import Client
 from cluster.local import LocalCluster
@@ -83,6 +84,7 @@ async def test_a_closed_cluster(tmp_path):
         await every_method_needs_a_key(cluster)
         await each_role_has_its_routes(cluster)
         await tenants_share_neither_cache_nor_ids(cluster)
+        await every_query_of_the_dashboard_and_the_alerts_finds_its_series(cluster)
         await only_the_right_roles_may_dial_inside(cluster)
         only_listed_sockets_listen(cluster)
 
@@ -168,6 +170,11 @@ async def each_role_has_its_routes(cluster):
     assert 'baton_refusals_total{code="permission_denied",server="http"} 4.0' in text
     assert 'baton_bad_keys_total{client="loopback"}' in text
     assert 'baton_api_keys{state="valid"} 4.0' in text
+
+
+async def every_query_of_the_dashboard_and_the_alerts_finds_its_series(cluster):
+    async with web(cluster, "scraper") as http:
+        assert unresolved((await http.get("/metrics")).text) == {}
 
 
 async def generate(cluster, tenant, **fields):

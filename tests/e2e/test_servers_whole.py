@@ -60,7 +60,7 @@ def test_operators_find_their_way(local):
     text = httpx.get(f"{local.url}/metrics").text
     from core import metrics
 
-    without_cause = {metrics.RETRIES, metrics.CERTIFICATE_ENDS}
+    without_cause = {metrics.CERTIFICATE_ENDS}
     for metric in metrics.ALL:
         assert (metric.name in text) is (metric not in without_cause), metric.name
     assert 'outcome="finished"' in text

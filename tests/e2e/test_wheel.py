@@ -65,7 +65,11 @@ def test_the_sdist_and_the_wheel_hold_what_a_cluster_needs_and_no_tests(dist):
     with zipfile.ZipFile(wheel) as archive:
         wheeled = set(archive.namelist())
     model = {f"cluster/models/baton-tiny/{p.name}" for p in (ROOT / "models/baton-tiny").iterdir()}
-    deploy = {f"cluster/deploy/ray/{p.name}" for p in (ROOT / "deploy/ray").iterdir()}
+    deploy = {
+        f"cluster/{path.relative_to(ROOT)}"
+        for path in (ROOT / "deploy").rglob("*")
+        if path.is_file()
+    }
     code = {
         str(path.relative_to(ROOT))
         for package in {name.partition("/")[0] for name in wheeled if name.endswith(".py")}

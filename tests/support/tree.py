@@ -27,7 +27,7 @@ PACKAGES = [
     "cli",
 ]
 """Where product code is."""
-PARTS = [*PACKAGES, "protos", "docs", "examples", "models", "tests", "pyproject.toml"]
+PARTS = [*PACKAGES, "protos", "docs", "examples", "models", "deploy", "tests", "pyproject.toml"]
 
 
 def copy_tree(folder: Path) -> None:

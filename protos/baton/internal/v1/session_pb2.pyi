@@ -412,7 +412,7 @@ class StorageLoad(_message.Message):
     def __init__(self, tier: _Optional[str] = ..., blocks: _Optional[int] = ..., hit_blocks: _Optional[int] = ..., faults: _Optional[_Mapping[str, int]] = ...) -> None: ...
 
 class Progress(_message.Message):
-    __slots__ = ("steps", "layers_done", "work_in_hand", "num_waiting", "num_running", "waiting_tokens", "free_blocks", "cached_blocks", "rank_pids", "is_ready", "is_leaving", "storage")
+    __slots__ = ("steps", "layers_done", "work_in_hand", "num_waiting", "num_running", "waiting_tokens", "free_blocks", "cached_blocks", "rank_pids", "is_ready", "is_leaving", "storage", "num_preemptions")
     STEPS_FIELD_NUMBER: _ClassVar[int]
     LAYERS_DONE_FIELD_NUMBER: _ClassVar[int]
     WORK_IN_HAND_FIELD_NUMBER: _ClassVar[int]
@@ -425,6 +425,7 @@ class Progress(_message.Message):
     IS_READY_FIELD_NUMBER: _ClassVar[int]
     IS_LEAVING_FIELD_NUMBER: _ClassVar[int]
     STORAGE_FIELD_NUMBER: _ClassVar[int]
+    NUM_PREEMPTIONS_FIELD_NUMBER: _ClassVar[int]
     steps: int
     layers_done: int
     work_in_hand: bool
@@ -437,4 +438,5 @@ class Progress(_message.Message):
     is_ready: bool
     is_leaving: bool
     storage: _containers.RepeatedCompositeFieldContainer[StorageLoad]
-    def __init__(self, steps: _Optional[int] = ..., layers_done: _Optional[int] = ..., work_in_hand: _Optional[bool] = ..., num_waiting: _Optional[int] = ..., num_running: _Optional[int] = ..., waiting_tokens: _Optional[int] = ..., free_blocks: _Optional[int] = ..., cached_blocks: _Optional[int] = ..., rank_pids: _Optional[_Iterable[int]] = ..., is_ready: _Optional[bool] = ..., is_leaving: _Optional[bool] = ..., storage: _Optional[_Iterable[_Union[StorageLoad, _Mapping]]] = ...) -> None: ...
+    num_preemptions: int
+    def __init__(self, steps: _Optional[int] = ..., layers_done: _Optional[int] = ..., work_in_hand: _Optional[bool] = ..., num_waiting: _Optional[int] = ..., num_running: _Optional[int] = ..., waiting_tokens: _Optional[int] = ..., free_blocks: _Optional[int] = ..., cached_blocks: _Optional[int] = ..., rank_pids: _Optional[_Iterable[int]] = ..., is_ready: _Optional[bool] = ..., is_leaving: _Optional[bool] = ..., storage: _Optional[_Iterable[_Union[StorageLoad, _Mapping]]] = ..., num_preemptions: _Optional[int] = ...) -> None: ...

@@ -1,12 +1,19 @@
 """What of a prompt's cached beginning is counted."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from core import metrics
+from core.config import TierConfig
+from core.errors import Cancelled, TooLate
 from core.prefix_changes import StorageTier
+from core.timeline import Timeline
+from core.types import RequestEnded, Usage
 from router.observe.telemetry import Telemetry
 from router.prefix_outcome import PromptOutcome, TokenOutcome
 
+SLO = "baton_slo_requests_total"
 HITS = "baton_prefix_storage_hit_tokens_total"
 
 
@@ -36,6 +43,44 @@ def test_outcomes_of_prompts_are_counted_and_each_begins_at_zero(telemetry):
     assert line(telemetry, f'{HITS}{{storage="disk"}}') == 64
     assert line(telemetry, 'baton_prefix_stale_placements_total{cause="evicted"}') == 2
     assert line(telemetry, 'baton_prefix_stale_placements_total{cause="stale"}') == 0
+
+
+def ended(telemetry, tier, ttft_s, error=None):
+    """A request of four prompt tokens, two of them cached, with two output tokens."""
+    timeline = Timeline(10.0)
+    timeline.delivered(10.0 + ttft_s, 1)
+    timeline.delivered(10.0 + ttft_s + 0.25, 1)
+    run = SimpleNamespace(timeline=timeline, request=SimpleNamespace(tier=tier))
+    usage = Usage(prompt_tokens=4, completion_tokens=2, cached_tokens=2)
+    telemetry.request_ended(run, RequestEnded(usage, error), "http")
+
+
+def test_tokens_latencies_and_the_slo_are_counted_by_tier():
+    telemetry = Telemetry({}, {"gold": TierConfig(slo_ttft_s=1.0), "batch": TierConfig()})
+    try:
+        for result in ("met", "missed"):
+            assert line(telemetry, f'{SLO}{{result="{result}",tier="gold"}}') == 0
+        assert line(telemetry, 'baton_prompt_tokens_total{tier="batch"}') == 0
+        ended(telemetry, "gold", 0.5)
+        ended(telemetry, "gold", 2.0)
+        ended(telemetry, "gold", 0.5, TooLate("full"))
+        ended(telemetry, "gold", 0.5, Cancelled("left"))
+        ended(telemetry, "batch", 50.0)
+        assert line(telemetry, f'{SLO}{{result="met",tier="gold"}}') == 1
+        assert line(telemetry, f'{SLO}{{result="missed",tier="gold"}}') == 2
+        assert line(telemetry, f'{SLO}{{result="met",tier="batch"}}') == 1
+        assert line(telemetry, 'baton_prompt_tokens_total{tier="gold"}') == 16
+        assert line(telemetry, 'baton_generation_tokens_total{tier="gold"}') == 8
+        assert line(telemetry, 'baton_prefix_hit_tokens_total{tier="batch"}') == 2
+        assert line(telemetry, 'baton_ttft_seconds_sum{tier="batch"}') == 50
+        assert line(telemetry, 'baton_itl_seconds_count{tier="gold"}') == 4
+    finally:
+        telemetry.close()
+
+
+def test_a_retry_has_a_series_before_the_first_one(telemetry):
+    for reason in ("worker_lost", "kv_transfer_failed", "pool_exhausted", "step_failed"):
+        assert line(telemetry, f'baton_retries_total{{reason="{reason}"}}') == 0
 
 
 def test_a_gauge_without_labels_is_one_number(telemetry):

@@ -16,7 +16,15 @@ def view(name, num_blocks=100, **load):
     return WorkerView(descriptor, SessionState.LIVE, True, Load(**load), (), {})
 
 
-BUSY = view("a", num_running=3, num_waiting=2, waiting_tokens=700, free_blocks=20, cached_blocks=50)
+BUSY = view(
+    "a",
+    num_running=3,
+    num_waiting=2,
+    waiting_tokens=700,
+    free_blocks=20,
+    cached_blocks=50,
+    num_preemptions=9,
+)
 
 
 def shown(views, metric):
@@ -33,6 +41,7 @@ def test_blocks_are_used_cached_or_free_and_queues_have_their_lengths():
     }
     assert shown([BUSY], metrics.WORKER_SEQUENCES) == {("a", "running"): 3, ("a", "waiting"): 2}
     assert shown([BUSY], metrics.WORKER_WAITING_TOKENS) == {("a",): 700}
+    assert shown([BUSY], metrics.WORKER_PREEMPTIONS) == {("a",): 9}
 
 
 def test_beyond_a_number_of_workers_the_others_are_summed_up(monkeypatch):
