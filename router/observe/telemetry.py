@@ -105,19 +105,7 @@ class Telemetry:
             self._counters[metrics.PREFIX_STORAGE_TOKENS].add(0, {"storage": storage})
         for cause in STALE_CAUSES:
             self._counters[metrics.STALE_PLACEMENTS].add(0, {"cause": cause.value})
-<<<<<<< HEAD
-        plain = (
-            metrics.PROMPT_TOKENS,
-            metrics.OUTPUT_TOKENS,
-            metrics.CACHED_TOKENS,
-            metrics.KV_BYTES,
-            metrics.FRAGMENTS_RESENT,
-            metrics.QUOTA_LOCAL_DECISIONS,
-        )
-        for metric in plain:
-=======
-        for metric in (metrics.KV_BYTES, metrics.FRAGMENTS_RESENT, metrics.QUOTAS_ALONE):
->>>>>>> seen16
+        for metric in (metrics.KV_BYTES, metrics.FRAGMENTS_RESENT, metrics.QUOTA_LOCAL_DECISIONS):
             self._counters[metric].add(0)
 
     def _show_zeros_of_tiers(self) -> None:
@@ -134,20 +122,13 @@ class Telemetry:
         usage = ended.usage
         self._counters[metrics.REQUESTS].add(1, {"outcome": outcome_of(ended.error)})
         if ended.error is not None:
-<<<<<<< HEAD
             self._counters[metrics.ERRORS].add(1, {"server": server, "code": ended.error.code})
-        self._counters[metrics.PROMPT_TOKENS].add(usage.prompt_tokens)
-        self._counters[metrics.OUTPUT_TOKENS].add(usage.completion_tokens)
-        self._counters[metrics.CACHED_TOKENS].add(usage.cached_tokens)
-=======
-            self._counters[metrics.ERRORS].add(1, {"door": server, "code": ended.error.code})
         tier = {"tier": run.request.tier}
         self._counters[metrics.PROMPT_TOKENS].add(usage.prompt_tokens, tier)
         self._counters[metrics.OUTPUT_TOKENS].add(usage.completion_tokens, tier)
         self._counters[metrics.CACHED_TOKENS].add(usage.cached_tokens, tier)
         limits = self._tiers[run.request.tier]
         self._count_result(run.request.tier, attainment.result_of(limits, line, ended.error))
->>>>>>> seen16
         self._counters[metrics.KV_BYTES].add(timing.kv_bytes)
         self._counters[metrics.FRAGMENTS_RESENT].add(timing.kv_fragments_resent)
         if timing.fetch_outcome:
@@ -199,16 +180,12 @@ class Telemetry:
         label = code if code in CODES else OTHER.code
         self._counters[metrics.REFUSALS].add(1, {"server": server, "code": label})
 
-<<<<<<< HEAD
-    def quota_decided_locally(self) -> None:
-=======
     def _count_result(self, tier: str, result: str) -> None:
         # A call without a key has no tier.
         if result and tier in self._tiers:
             self._counters[metrics.SLO_REQUESTS].add(1, {"tier": tier, "result": result})
 
     def charged_alone(self) -> None:
->>>>>>> seen16
         """Record a decision on a quota without the store."""
         self._counters[metrics.QUOTA_LOCAL_DECISIONS].add(1)
 
