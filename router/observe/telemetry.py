@@ -185,7 +185,7 @@ class Telemetry:
         if result and tier in self._tiers:
             self._counters[metrics.SLO_REQUESTS].add(1, {"tier": tier, "result": result})
 
-    def charged_alone(self) -> None:
+    def quota_decided_locally(self) -> None:
         """Record a decision on a quota without the store."""
         self._counters[metrics.QUOTA_LOCAL_DECISIONS].add(1)
 
