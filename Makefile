@@ -19,13 +19,12 @@ PROTOS := $(wildcard protos/baton/v1/*.proto protos/baton/internal/v1/*.proto)
 .PHONY: setup install dist docs demo test test-processes test-rest test-virtual test-fast test-long \
 	mutants coverage check check-style check-types check-types-of-tests protos reference sbom format clean
 
-# Not compiled: most of what is installed is never imported, and Python compiles what is.
 setup: $(VENV)/.ready
 
 $(VENV)/.ready: pyproject.toml constraints.txt constraints-dev.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --no-compile --require-hashes --requirement constraints.txt --requirement constraints-dev.txt
-	$(BIN)/pip install --quiet --no-compile $(TORCH) $(TORCH_PIP_ARGS)
+	$(BIN)/pip install --quiet --require-hashes --requirement constraints.txt --requirement constraints-dev.txt
+	$(BIN)/pip install --quiet $(TORCH) $(TORCH_PIP_ARGS)
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@
 
