@@ -3,6 +3,7 @@
 import json
 import signal
 import subprocess
+import sys
 import xml.etree.ElementTree as ET
 
 from support.up import BATON, ROOT
@@ -151,8 +152,12 @@ def test_the_prefix_index_can_be_seen(local):
 
 
 def test_top_shows_a_cluster_at_work(local):
+    # As in the foreground: a shell's background jobs ignore Ctrl-C, and so would what they start.
+    program = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    program += "from cli.main import main; main()"
     watching = subprocess.Popen(
-        [*BATON, "top", "--url", local.url, "--interval", "0.5", "-o", "json"],
+        [sys.executable, "-c", program, "top", "--url", local.url, "--interval", "0.5"]
+        + ["-o", "json"],
         stdout=subprocess.PIPE,
         text=True,
         cwd=ROOT,
