@@ -90,9 +90,9 @@ class Attempts:
             try:
                 await self._attempt(run, epoch, last_error)
             except ServingError as error:
-                run.attempts.append(f"{epoch}:{run.path_taken}:{error.code}")
+                run.attempt_ended(epoch, error)
                 last_error = error
-                is_move = isinstance(error, Draining | PoolExhausted)
+                is_move = run.attempts[-1].is_move
                 num_moves += is_move
                 num_faults += not is_move
                 run.num_deaths += isinstance(error, WorkerDied)
@@ -112,7 +112,7 @@ class Attempts:
                     self._sessions.note_incompatible(run.placement.prefill, run.placement.decode)
                 await self._pause(error)
             else:
-                run.attempts.append(f"{epoch}:{run.path_taken}:ok")
+                run.attempt_ended(epoch)
                 return
 
     async def _pause(self, error: ServingError) -> None:
@@ -158,6 +158,7 @@ class Attempts:
             reported_finished=run.finished_choices,
         )
         run.placement = placement
+        run.measured = None
         run.timings = replace(run.timings, fetch=FetchReport())
         self.in_progress[run.run_id] = attempt
         sessions: list[WorkerSession] = []
@@ -181,6 +182,7 @@ class Attempts:
             if not attempt.is_answered:
                 self._prefixes.failed(run.run_id)
             self._note_prefix(attempt)
+            run.measured = attempt.measured_by(self._clock.now_s())
             del self.in_progress[run.run_id]
             if not attempt.finished.cancel() and not attempt.finished.cancelled():
                 # Raised above, or the caller has left: asyncio must not report it as unseen.

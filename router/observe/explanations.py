@@ -13,13 +13,14 @@ from core.types import RequestEnded
 from router.cost import Cost
 from router.placement import Placement
 from router.prefix_sources import Fetch
+from router.regret import Regret
 from router.request_state import RequestState
 
 MAX_EXPLAINED = 2_048
 
 
-def why_of(placement: Placement | None) -> dict[str, Any]:
-    """Describe a decision: what was chosen, and what each of the best candidates would cost."""
+def why_of(placement: Placement | None, regret: Regret | None = None) -> dict[str, Any]:
+    """Describe a decision: what was chosen, what the best candidates would cost, what it took."""
     if placement is None:
         return {}
     return {
@@ -35,7 +36,34 @@ def why_of(placement: Placement | None) -> dict[str, Any]:
             *(_candidate("pd", cost) for cost in placement.prefill_costs),
             *(_candidate("local", cost) for cost in placement.local_costs),
         ],
+        **({} if regret is None else {"measured": _measured(regret)}),
     }
+
+
+def _measured(regret: Regret) -> dict[str, Any]:
+    measured = regret.measured
+    shown: dict[str, Any] = {
+        "queue_ms": _ms(measured.queue_s),
+        "fetch_ms": _ms(measured.fetch_s),
+        "prefill_ms": _ms(measured.prefill_s),
+        "transfer_ms": _ms(measured.transfer_s),
+        "total_ms": _ms(measured.total_s),
+        "predicted_ms": _ms(regret.predicted_s),
+        "error_ms": _ms(regret.error_s),
+    }
+    if regret.best_other is not None and regret.regret_s is not None:
+        path, cost = regret.best_other
+        shown["best_other"] = {
+            "path": path.value,
+            "worker": cost.worker_id,
+            "total_ms": _ms(cost.total_s),
+        }
+        shown["regret_ms"] = _ms(regret.regret_s)
+    return shown
+
+
+def _ms(seconds: float) -> float:
+    return round(seconds * 1e3, 3)
 
 
 def _fetch(fetch: Fetch | None) -> dict[str, Any]:
@@ -53,12 +81,12 @@ def _candidate(path: str, cost: Cost) -> dict[str, Any]:
         "queued_tokens": cost.queued_tokens,
         "source": cost.source,
         "fetched_tokens": cost.fetched_tokens,
-        "fetch_ms": round(cost.fetch_s * 1e3, 3),
-        "prefill_ms": round(cost.prefill_s * 1e3, 3),
-        "transfer_ms": round(cost.transfer_s * 1e3, 3),
-        "decode_ms": round(cost.decode_s * 1e3, 3),
-        "total_ms": round(cost.total_s * 1e3, 3),
-        "weighed_ms": round(cost.weighed_s * 1e3, 3),
+        "fetch_ms": _ms(cost.fetch_s),
+        "prefill_ms": _ms(cost.prefill_s),
+        "transfer_ms": _ms(cost.transfer_s),
+        "decode_ms": _ms(cost.decode_s),
+        "total_ms": _ms(cost.total_s),
+        "weighed_ms": _ms(cost.weighed_s),
         **({"is_preferred": True} if cost.is_preferred else {}),
     }
 
@@ -93,11 +121,11 @@ class Explanations:
             "cached_tokens": timing.cached_tokens,
             "fetch_outcome": timing.fetch_outcome,
             "fetched_tokens": timing.fetched_tokens,
-            "fetch_ms": round(timing.fetch_s * 1e3, 3),
-            "ttft_ms": round(timing.ttft_s * 1e3, 3),
-            "queue_ms": round(timing.queue_s * 1e3, 3),
-            "prefill_ms": round(timing.prefill_s * 1e3, 3),
-            "exposed_transfer_ms": round(timing.exposed_transfer_s * 1e3, 3),
+            "fetch_ms": _ms(timing.fetch_s),
+            "ttft_ms": _ms(timing.ttft_s),
+            "queue_ms": _ms(timing.queue_s),
+            "prefill_ms": _ms(timing.prefill_s),
+            "exposed_transfer_ms": _ms(timing.exposed_transfer_s),
             "attempts": list(timing.attempts),
             **why_of(placement),
         }

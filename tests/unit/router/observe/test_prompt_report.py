@@ -78,7 +78,8 @@ async def test_holders_are_shown_by_tier_with_what_is_on_its_way_and_the_choice(
         },
     ]
     assert found["decision"]["prefill_worker"] == "p2"
-    assert {c["worker"]: c["cached_tokens"] for c in found["candidates"]} == {"p1": 96, "p2": 160}
+    cached = {c["worker"]: (c["path"], c["cached_tokens"]) for c in found["candidates"]}
+    assert cached == {"p1": ("pd", 96), "p2": ("pd", 160), "d": ("local", 0)}
 
 
 async def test_another_scope_sees_nothing_of_it():
