@@ -167,7 +167,9 @@ def compose_service(components: RouterComponents, parts: ServiceComponents) -> R
         }
     )
     log = RequestLog(clock.now_s) if config.log_requests else None
-    explanations = Explanations()
+    explanations = Explanations(
+        config.max_explained, sessions.router_id, config.replicas, clock.now_s
+    )
     recorder = Recorder(telemetry, Shedding(admission, clock.now_s), explanations, log)
     prefixes = _prefixes(components)
     fetches = _fetches(components, sessions)

@@ -3,8 +3,13 @@
 from planted.bug import Bug
 
 ATTEMPT = "tests/unit/router/test_attempt_state.py::"
+CHARGING = "tests/unit/router/test_charging.py::"
+EXPLAIN = "tests/unit/cli/test_explain.py::"
+MEMORY = "tests/unit/router/observe/test_explanations.py::"
 REGRET = "tests/unit/router/test_regret.py::"
 TELEMETRY = "tests/unit/router/observe/test_telemetry.py::"
+TENANTS = "tests/component/test_tenants.py::"
+OWN = TENANTS + "test_a_tenant_is_told_of_its_own_requests_and_observers_of_all"
 
 BUGS = [
     Bug(
@@ -62,5 +67,103 @@ BUGS = [
         "local or (pair.receiver,))",
         "local)",
         "tests/unit/router/test_cost.py::test_why_says_what_each_candidate_would_have_cost",
+    ),
+    Bug(
+        "a router remembers every request that it has ever served",
+        "router/observe/explanations.py",
+        "        if len(self._ended) > self._max_explained:\n",
+        "        if len(self._ended) > 10 * self._max_explained:\n",
+        MEMORY + "test_the_newest_requests_are_kept_and_older_ones_make_room",
+    ),
+    Bug(
+        "an id that runs again stays as old as it was",
+        "router/observe/explanations.py",
+        "        self._ended.pop(run_key, None)\n",
+        "",
+        MEMORY + "test_the_newest_requests_are_kept_and_older_ones_make_room",
+    ),
+    Bug(
+        "a tenant is told of requests of another one",
+        "router/service.py",
+        "None if sees_all else identity.tenant)",
+        "None)",
+        OWN,
+    ),
+    Bug(
+        "a scraper is told of no tenant's requests",
+        "router/service.py",
+        "        sees_all = identity.has(Right.OBSERVE)",
+        "        sees_all = identity.has(Right.OPERATE)",
+        OWN,
+    ),
+    Bug(
+        "equal ids of two tenants are one request",
+        "router/observe/explanations.py",
+        "        run_key = run.request.run_key\n",
+        '        run_key = ("acme", run.request.request_id)\n',
+        MEMORY + "test_a_tenant_is_told_of_its_own_requests_and_whoever_sees_all_of_any",
+    ),
+    Bug(
+        "a tenant learns by an unknown id how busy others are",
+        "router/observe/explanations.py",
+        "        if sees_all and self._ended:",
+        "        if self._ended:",
+        MEMORY + "test_an_unknown_id_is_told_how_long_requests_are_kept",
+    ),
+    Bug(
+        "the error of a request keeps its prompt in memory",
+        "router/observe/explanations.py",
+        '            outcome=ended.error.code if ended.error else "ok",',
+        '            outcome=ended.error or "ok",',
+        MEMORY + "test_nothing_of_a_prompt_is_kept_not_even_by_the_stack_of_an_error",
+    ),
+    Bug(
+        "an attempt that found no worker shows those of the one before",
+        "router/request_state.py",
+        "placement is not None and not isinstance(error, NoWorker)",
+        "placement is not None",
+        MEMORY + "test_attempts_moves_waits_and_the_charge_are_shown",
+    ),
+    Bug(
+        "a move counts as a fault in what is explained",
+        "router/request_state.py",
+        "                isinstance(error, Draining | PoolExhausted),\n",
+        "",
+        MEMORY + "test_attempts_moves_waits_and_the_charge_are_shown",
+    ),
+    Bug(
+        "what a reply has cost is told to nobody",
+        "router/service.py",
+        "            if cost is not None:\n",
+        "            if cost is None:\n",
+        OWN,
+    ),
+    Bug(
+        "a reply's cost is what was used of it",
+        "router/charging.py",
+        "ReplyCost(charge.amount, charge.paid,",
+        "ReplyCost(total, charge.paid,",
+        CHARGING + "test_a_reply_to_several_prompts_is_one_request_and_is_settled_at_its_last_end",
+    ),
+    Bug(
+        "one router that does not know a request answers for all",
+        "cli/explain.py",
+        "len(asked) >= num_routers or",
+        "len(asked) >= 1 or",
+        EXPLAIN + "test_routers_behind_one_address_are_asked_until_one_remembers",
+    ),
+    Bug(
+        "a router that never answers is asked for ever",
+        "cli/explain.py",
+        " or num_tries >= TRIES_PER_ROUTER * num_routers",
+        " or num_tries >= 10_000",
+        EXPLAIN + "test_when_each_has_been_asked_the_routers_own_words_are_the_error",
+    ),
+    Bug(
+        "an answer does not name the router that can explain it",
+        "router/http/api.py",
+        "        headers[ROUTER_HEADER] = self.service.explanations.router_id\n",
+        "",
+        TENANTS + "test_an_answer_names_the_router_that_can_explain_it",
     ),
 ]
