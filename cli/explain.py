@@ -1,11 +1,12 @@
 """`baton explain request` and `baton prefix explain`: why a request went or would go somewhere.
 
-Owns what is shown. Does not know how a cost is predicted: it asks a router.
+Owns what is shown, and whom to ask. Does not know how a cost is predicted: a router does.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Iterator
 from typing import Any
 from urllib.parse import quote
 
@@ -17,23 +18,43 @@ from rich.table import Table
 from client.endpoints import Endpoints
 from core.errors import ConfigError
 
+MIN_WIDTH = 110
+"""Characters of the table of candidates."""
+TRIES_PER_ROUTER = 8
+"""Connections for each router behind one address, until each of them should have answered."""
+
 
 def explain_request(url: str, request_id: str, access: Endpoints, *, as_json: bool) -> None:
-    """Ask a router and show its answer.
+    """Ask the router that served a request, and show its answer.
 
     Raises:
-        ConfigError: No router answers, or it does not remember the request.
+        ConfigError: No router answers, or none that was asked remembers the request.
     """
-    found = access.get(url, f"/explain/{quote(request_id, safe='')}")
+    found = _ask(url, f"/explain/{quote(request_id, safe='')}", access)
     if "error" in found:
-        raise ConfigError(
-            f"the router at {url} remembers no request {request_id}; it remembers the latest that "
-            "have ended there"
-        )
+        raise ConfigError(found["error"]["message"])
     if as_json:
         typer.echo(json.dumps(found, indent=2))
     else:
         _show(found)
+
+
+def _ask(url: str, path: str, access: Endpoints) -> dict[str, Any]:
+    """Ask until one remembers: routers may share an address, which spreads connections over them.
+
+    Returns:
+        The first answer that is no error, or the last error.
+    """
+    asked: set[str] = set()
+    num_tries = 0
+    while True:
+        found, headers = access.get_with_headers(url, path)
+        num_tries += 1
+        asked.add(headers.get("x-baton-router", ""))
+        num_routers = int(headers.get("x-baton-num-routers", 1))
+        is_last = len(asked) >= num_routers or num_tries >= TRIES_PER_ROUTER * num_routers
+        if "error" not in found or is_last:
+            return found
 
 
 def explain_prompt(url: str, body: dict[str, Any], access: Endpoints, *, as_json: bool) -> None:
@@ -46,7 +67,7 @@ def explain_prompt(url: str, body: dict[str, Any], access: Endpoints, *, as_json
     if as_json:
         typer.echo(json.dumps(found, indent=2))
         return
-    console = Console()
+    console = _console()
     sizes = ", ".join(
         f"{blocks['num_blocks']} full blocks of {blocks['block_size_tokens']} tokens"
         for blocks in found["blocks"]
@@ -64,44 +85,120 @@ def explain_prompt(url: str, body: dict[str, Any], access: Endpoints, *, as_json
 
 
 def _show(found: dict[str, Any]) -> None:
-    console = Console()
+    console = _console()
     _show_candidates(console, found)
-    line = (
-        f"{found['outcome']}; {found['prompt_tokens']} prompt tokens, {found['cached_tokens']} "
-        f"cached; TTFT {found['ttft_ms']} ms, of which {found['queue_ms']} ms waiting"
+    _print(console, _hindsight(found.get("measured")))
+    _print(console, _attempts(found["attempts"]))
+    _print(console, _course(found))
+
+
+def _hindsight(measured: dict[str, Any] | None) -> Iterator[str]:
+    if measured is None:
+        yield "not measured: it had several attempts, was resumed, or ended before its hand-over"
+        return
+    parts = ", ".join(
+        f"{name} {measured[f'{kind}_ms']:.1f}"
+        for name, kind in (
+            ("queue", "queue"),
+            ("of it a fetch", "fetch"),
+            ("prompt", "prefill"),
+            ("exposed transfer", "transfer"),
+        )
+        if kind != "fetch" or measured["fetch_ms"]
     )
-    console.print(line, markup=False, highlight=False)
+    yield (
+        f"measured {measured['total_ms']:.1f} ms ({parts}), predicted "
+        f"{measured['predicted_ms']:.1f} ms: error {measured['error_ms']:+.1f} ms"
+    )
+    best = measured.get("best_other")
+    if best is None:
+        yield "no other candidate, so nothing to regret"
+    else:
+        yield (
+            f"best other candidate: {best['path']} on {best['worker']}, {best['total_ms']:.1f} ms: "
+            f"regret {measured['regret_ms']:+.1f} ms"
+        )
+
+
+def _attempts(attempts: list[dict[str, Any]]) -> Iterator[str]:
+    for attempt in attempts:
+        workers = " and ".join(attempt["workers"]) or "no worker"
+        move = " (a move, no fault)" if attempt["is_move"] else ""
+        yield (
+            f"attempt {attempt['epoch']}: {attempt['path']} on {workers}: "
+            f"{attempt['outcome']}{move}"
+        )
+
+
+def _course(found: dict[str, Any]) -> Iterator[str]:
+    tenant = f" of tenant {found['tenant']}" if found["tenant"] else ""
+    yield (
+        f"{found['outcome']}{tenant}, {found['ended_s_ago']:g} s ago at {found['router']}; "
+        f"{found['prompt_tokens']} prompt tokens, {found['cached_tokens']} cached; "
+        f"{found['output_tokens']} output tokens"
+    )
+    yield f"tier {found['tier']}: waited {found['permit_wait_ms']:.1f} ms for a permit"
+    phases = ", ".join(
+        f"{name.replace('_', ' ')} {ms:.1f}" for name, ms in found["phases_ms"].items()
+    )
+    yield f"TTFT {found['ttft_ms']:.1f} ms, end to end {found['e2e_ms']:.1f} ms: {phases}"
+    charge = found["charge"]
+    if charge is None:
+        yield "charged to no quota"
+    else:
+        charged, used = (
+            f"{charge[kind]['requests']} requests and {charge[kind]['tokens']} tokens"
+            for kind in ("charged", "used")
+        )
+        yield f"quota: {charged} charged, {used} used, by the whole reply"
 
 
 def _show_candidates(console: Console, found: dict[str, Any]) -> None:
-    columns = (
+    candidates = found.get("candidates", [])
+    kinds = ("fetch", "prefill", "transfer", "decode", "total")
+    table = Table(box=None, padding=(0, 1, 0, 0))
+    for name in ("path", "worker"):
+        table.add_column(name, no_wrap=True)
+    for name in (
         "cached",
         "uncached",
         "queued",
         "fetched",
-        "fetch ms",
-        "prefill ms",
-        "transfer ms",
-        "decode ms",
-        "total ms",
+        *(f"{kind} ms" for kind in kinds),
         "weighed",
-    )
-    table = Table("path", "worker", *columns, box=box.SIMPLE)
-    for c in found.get("candidates", ()):
-        tokens = (c["cached_tokens"], c["uncached_tokens"], c["queued_tokens"])
-        fetched = f"{c['fetched_tokens']} from {c['source']}" if c["source"] else ""
-        kinds = ("fetch", "prefill", "transfer", "decode", "total", "weighed")
-        times = (f"{c[f'{kind}_ms']:.1f}" for kind in kinds)
-        table.add_row(c["path"], c["worker"], *map(str, tokens), fetched, *times)
+    ):
+        table.add_column(name, justify="right")
+    for c in candidates:
+        tokens = (c[f"{kind}_tokens"] for kind in ("cached", "uncached", "queued", "fetched"))
+        times = (f"{c[f'{kind}_ms']:.1f}" for kind in (*kinds, "weighed"))
+        table.add_row(c["path"], c["worker"], *map(str, tokens), *times)
     console.print(table)
+    lines = [
+        f"{c['path']} on {c['worker']}: {c['fetched_tokens']} tokens would come from {c['source']}"
+        for c in candidates
+        if c["source"]
+    ]
     decision = found.get("decision")
     if decision is not None:
         workers = dict.fromkeys((decision["prefill_worker"], decision["decode_worker"]))
-        line = f"path {decision['path']} on {' and '.join(workers)}: {decision['reason']}"
-        console.print(line, markup=False, highlight=False)
+        lines.append(f"path {decision['path']} on {' and '.join(workers)}: {decision['reason']}")
         if "source" in decision:
             line = f"{decision['fetched_tokens']} tokens of it come from {decision['source']}"
             if found.get("fetch_outcome"):
                 line += f": {found['fetch_outcome']}, {found['fetched_tokens']} in "
                 line += f"{found['fetch_ms']} ms"
-            console.print(line, markup=False, highlight=False)
+            lines.append(line)
+    _print(console, lines)
+
+
+def _console() -> Console:
+    """Make one with room for every column: figures that are cut short would be wrong ones."""
+    console = Console()
+    console.width = max(console.width, MIN_WIDTH)
+    return console
+
+
+def _print(console: Console, lines: Iterable[str]) -> None:
+    """Print lines whole: whoever searches them finds what is in them."""
+    for line in lines:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -273,6 +273,11 @@ def render() -> str:
                     "both",
                     "the tier, like `service_tier` in the body; in a reply that which served",
                 ),
+                (
+                    "`x-baton-router`",
+                    "reply",
+                    "the router that served: it alone can explain the request (gRPC: a trailer)",
+                ),
                 ("`traceparent`, `tracestate`", "request", "W3C trace context"),
                 ("`Server-Timing`", "reply", "the phases of a plain reply, which browsers show"),
                 (

@@ -118,7 +118,7 @@ class Endpoints:
         Raises:
             ConfigError: Nobody answers, or the key has no right to it.
         """
-        return _tree(url, path, self._exchange(url, path, None))
+        return _tree(url, path, self._exchange(url, path, None)[0])
 
     def get_text(self, url: str, path: str) -> str:
         """Send a GET to a router for what is no JSON.
@@ -126,7 +126,19 @@ class Endpoints:
         Raises:
             ConfigError: Nobody answers, or the key has no right to it.
         """
-        return self._exchange(url, path, None).decode(errors="replace")
+        return self._exchange(url, path, None)[0].decode(errors="replace")
+
+    def get_with_headers(self, url: str, path: str) -> tuple[dict[str, Any], Mapping[str, str]]:
+        """Send a GET to a router, over a connection of its own.
+
+        Returns:
+            The answer and its headers.
+
+        Raises:
+            ConfigError: Nobody answers, or the key has no right to it.
+        """
+        answer, headers = self._exchange(url, path, None)
+        return _tree(url, path, answer), headers
 
     def post(self, url: str, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
         """Send a POST to a router.
@@ -134,12 +146,13 @@ class Endpoints:
         Raises:
             ConfigError: Nobody answers, the key has no right to it, or the router refuses it.
         """
-        tree = _tree(url, path, self._exchange(url, path, json.dumps(body).encode()))
+        answer, _ = self._exchange(url, path, json.dumps(body).encode())
+        tree = _tree(url, path, answer)
         if "error" in tree and isinstance(tree["error"], dict):
             raise ConfigError(f"the router at {url} refuses: {tree['error'].get('message', '')}")
         return tree
 
-    def _exchange(self, url: str, path: str, body: bytes | None) -> bytes:
+    def _exchange(self, url: str, path: str, body: bytes | None) -> tuple[bytes, Mapping[str, str]]:
         if not url.startswith(("http://", "https://")):
             raise ConfigError(f"--url {url} must begin with http:// or https://")
         try:
@@ -151,7 +164,7 @@ class Endpoints:
             )
             opener = build_opener(HTTPSHandler(context=self.context), _Stay)
             with opener.open(request, timeout=HTTP_TIMEOUT_S) as reply:
-                answer: bytes = reply.read()
+                answer, headers = reply.read(), reply.headers
         except HTTPError as error:
             if error.code == HTTPStatus.UNAUTHORIZED:
                 raise ConfigError(
@@ -163,10 +176,10 @@ class Endpoints:
                     f"the key in {API_KEY_VARIABLE} may not ask the router at {url} for {path}; "
                     "use one of role metrics or admin (`baton keys add --role`)"
                 ) from error
-            answer = error.read()  # /ready answers 503 with a body
+            answer, headers = error.read(), error.headers  # /ready answers 503 with a body
         except (URLError, OSError) as error:
             raise self.unreachable(url, error) from error
-        return answer
+        return answer, headers
 
     def unreachable(self, url: str, error: Exception) -> ConfigError:
         """Make the error that explains why nobody answers, and what to do."""

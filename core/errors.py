@@ -7,6 +7,7 @@
     │   ├─ PayloadTooLarge         413  INVALID_ARGUMENT
     │   ├─ RequestTimeout          408  DEADLINE_EXCEEDED
     │   ├─ ModelNotFound           404  NOT_FOUND
+    │   ├─ RequestNotFound         404  NOT_FOUND
     │   └─ DuplicateRequest        409  ALREADY_EXISTS
     ├─ Unauthenticated             401  UNAUTHENTICATED
     ├─ PermissionDenied            403  PERMISSION_DENIED
@@ -104,6 +105,14 @@ class ModelNotFound(ClientError):
     """No such model is served here."""
 
     code = "model_not_found"
+    http_status = 404
+    grpc_status = "NOT_FOUND"
+
+
+class RequestNotFound(ClientError):
+    """This router remembers no such request of the caller's."""
+
+    code = "request_not_found"
     http_status = 404
     grpc_status = "NOT_FOUND"
 

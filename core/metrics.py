@@ -115,6 +115,19 @@ PREFIX_FETCHES = Metric(
     "prefixes that were to come from a peer: fetched, or why they were computed instead",
     ("outcome",),
 )
+PLACEMENT_ERROR = Metric(
+    "baton_placement_error_seconds",
+    "histogram",
+    "by how much the phases that placement predicts (queue, prompt, exposed transfer) came late or "
+    "early, of requests with one attempt",
+    ("path", "direction"),
+)
+PLACEMENT_REGRET = Metric(
+    "baton_placement_regret_seconds",
+    "histogram",
+    "by how much they took longer than the best other candidate was predicted to; 0: they did not",
+    ("path",),
+)
 ATTEMPTS = Metric("baton_attempts_total", "counter", "attempts started", ("path",))
 RETRIES = Metric("baton_retries_total", "counter", "attempts caused by a fault", ("reason",))
 RUNNING = Metric(
@@ -250,6 +263,8 @@ ALL = (
     TRANSFERS,
     FRAGMENTS_RESENT,
     PREFIX_FETCHES,
+    PLACEMENT_ERROR,
+    PLACEMENT_REGRET,
     ATTEMPTS,
     RETRIES,
     RUNNING,

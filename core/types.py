@@ -306,7 +306,13 @@ class RequestTiming:
     attempts: tuple[str, ...] = ()
     """One `epoch:path:outcome` each; the outcome is ok or the code of the fault."""
     why: Mapping[str, Any] = field(default_factory=dict)
-    """Candidates, their costs and the decision of the last placement, as JSON shows them."""
+    """Candidates, their costs and the decision of the last placement, and what it took, as JSON
+    shows them."""
+    placement_error_s: float | None = None
+    """By how much that was more than predicted; None: it was not measured."""
+    placement_regret_s: float | None = None
+    """By how much it was more than predicted of the best other candidate; None: there was none, or
+    it was not measured."""
 
     def phases(self) -> dict[str, float]:
         """Seconds by phase, in order."""

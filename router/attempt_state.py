@@ -16,6 +16,7 @@ from core.session import AttemptEnded, TokenDelta, Wanted
 from core.types import Logprob, Path, PromptScored
 from router.placement import Placement
 from router.prefix_outcome import Expectation
+from router.regret import MeasuredCost
 from router.request_state import RequestState
 
 
@@ -61,6 +62,24 @@ class AttemptState:
         """By which decode's announcement of the first token came behind prefill's."""
         # An attempt before may have left its time: if decode was first, this one exposed nothing.
         return self.run.exposed_transfer_s if self.prefill_spoke else 0.0
+
+    def measured_by(self, now_s: float) -> MeasuredCost | None:
+        """Return what the phases took that placement predicts; None if that is not known."""
+        timings = self.run.timings
+        # Later, the figures of a run may be those of an attempt before, and a client that resumes
+        # has its output computed with the prompt.
+        is_alone = self.epoch == 0 and not any(self.run.request.resume_from)
+        if not (is_alone and self.decode_spoke and timings.prefill_s):
+            return None
+        # Workers measure by their own clocks: no duration may exceed what the router saw pass.
+        passed_s = now_s - self.started_at
+        queue_s = min(timings.queue_s, passed_s)
+        return MeasuredCost(
+            queue_s=queue_s,
+            prefill_s=min(timings.prefill_s, passed_s - queue_s),
+            transfer_s=self.exposed_transfer_s,
+            fetch_s=min(timings.fetch.took_s, queue_s),
+        )
 
     def wanted(self) -> Wanted:
         """Return what is still missing, for a reconnect."""

@@ -29,7 +29,8 @@ from core.ports import Clock
 from core.session import Credit, FetchReport, Task
 from router.attempt_state import AttemptState
 from router.peer_fetches import PeerFetches
-from router.placement import Placement, PlacementConstraints, choose
+from router.placement import Placement, PlacementConstraints
+from router.placer import Placer
 from router.prompt_prefixes import PromptNames, PromptPrefixes
 from router.request_state import RequestObserver, RequestState
 from router.retry_budget import RetryBudget
@@ -56,6 +57,7 @@ class Attempts:
         ids: Ids,
         prefixes: PromptPrefixes,
         fetches: PeerFetches,
+        placer: Placer,
         observer: RequestObserver,
     ) -> None:
         """Start with the full budget: this router's share of the cluster's."""
@@ -65,6 +67,7 @@ class Attempts:
         self._ids = ids
         self._prefixes = prefixes
         self._fetches = fetches
+        self._placer = placer
         self._observer = observer
         self._steering = Steering()
         # Routers do not hear of one another's retries.
@@ -87,9 +90,9 @@ class Attempts:
             try:
                 await self._attempt(run, epoch, last_error)
             except ServingError as error:
-                run.attempts.append(f"{epoch}:{run.path_taken}:{error.code}")
+                run.attempt_ended(epoch, error)
                 last_error = error
-                is_move = isinstance(error, Draining | PoolExhausted)
+                is_move = run.attempts[-1].is_move
                 num_moves += is_move
                 num_faults += not is_move
                 run.num_deaths += isinstance(error, WorkerDied)
@@ -109,7 +112,7 @@ class Attempts:
                     self._sessions.note_incompatible(run.placement.prefill, run.placement.decode)
                 await self._pause(error)
             else:
-                run.attempts.append(f"{epoch}:{run.path_taken}:ok")
+                run.attempt_ended(epoch)
                 return
 
     async def _pause(self, error: ServingError) -> None:
@@ -155,6 +158,7 @@ class Attempts:
             reported_finished=run.finished_choices,
         )
         run.placement = placement
+        run.measured = None
         run.timings = replace(run.timings, fetch=FetchReport())
         self.in_progress[run.run_id] = attempt
         sessions: list[WorkerSession] = []
@@ -178,6 +182,7 @@ class Attempts:
             if not attempt.is_answered:
                 self._prefixes.failed(run.run_id)
             self._note_prefix(attempt)
+            run.measured = attempt.measured_by(self._clock.now_s())
             del self.in_progress[run.run_id]
             if not attempt.finished.cancel() and not attempt.finished.cancelled():
                 # Raised above, or the caller has left: asyncio must not report it as unseen.
@@ -232,7 +237,13 @@ class Attempts:
             # Taken before looking, so that no change in between is missed.
             changed = self._sessions.changed
             try:
-                return self._choose(run, names)
+                return self._placer.place(
+                    run.request,
+                    names,
+                    self._constraints(run),
+                    # Cached blocks have no scores to give.
+                    may_fetch=not run.awaits_prompt_scores,
+                )
             except NoWorker:
                 now_s = self._clock.now_s()
                 if self._sessions.is_starting():
@@ -247,18 +258,6 @@ class Attempts:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(hopeless_at - now_s):
                     await changed.wait()
-
-    def _choose(self, run: RequestState, names: PromptNames) -> Placement:
-        candidates = self._sessions.candidates()
-        published = self._prefixes.published(names)
-        constraints = self._constraints(run)
-        in_pools = self._prefixes.in_pools(names, published)
-        sources = self._fetches.sources(candidates, in_pools, constraints)
-        if run.awaits_prompt_scores:
-            sources = None  # cached blocks have no scores to give
-        held = self._prefixes.held(names, published)
-        now_s = self._clock.now_s()
-        return choose(candidates, run.request, constraints, held, now_s, sources)
 
     def _constraints(self, run: RequestState) -> PlacementConstraints:
         has_output = any(c.token_ids for c in run.choices)

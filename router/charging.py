@@ -12,7 +12,9 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from http import HTTPStatus
+from typing import Any
 
 from core.errors import DeadlineExceeded
 from core.types import GenerateRequest, RequestEnded
@@ -34,6 +36,26 @@ HEADERS = tuple(
 """OpenAI's names."""
 
 
+@dataclass(frozen=True, slots=True)
+class ReplyCost:
+    """What a reply has cost its key, once all of its requests have ended."""
+
+    charged: Amount
+    """Before it ran, beside what was paid."""
+    paid: Amount
+    """By earlier runs of the same request."""
+    used: Amount
+    """What was charged and paid beyond it is refunded."""
+    num_requests: int
+    """Of the reply."""
+
+    def shown(self) -> dict[str, Any]:
+        """Return it as JSON shows it."""
+        amounts = {"charged": self.charged, "paid": self.paid, "used": self.used}
+        tree = {name: amount._asdict() for name, amount in amounts.items()}
+        return {**tree, "num_requests": self.num_requests}
+
+
 class ReplyCharge:
     """What one reply was charged, until its requests have ended."""
 
@@ -42,19 +64,27 @@ class ReplyCharge:
         self._quotas = quotas
         self._key = key
         self._charge = charge
+        self._num_requests = num_requests
         self._num_open = num_requests
         self._num_ran = 0
         self._used_tokens = 0
 
-    def request_ended(self, ended: RequestEnded | None) -> None:
-        """Count what a request has used; None: it never began."""
+    def request_ended(self, ended: RequestEnded | None) -> ReplyCost | None:
+        """Count what a request has used; None: it never began.
+
+        Returns:
+            What the reply has cost, once the last of its requests has ended.
+        """
         used = used_tokens(ended)
         self._used_tokens += used
         self._num_ran += used > 0
         self._num_open -= 1
-        if not self._num_open:
-            used_requests = min(1, self._num_ran)
-            self._quotas.settle(self._key, self._charge, Amount(used_requests, self._used_tokens))
+        if self._num_open:
+            return None
+        charge = self._charge
+        total = Amount(min(1, self._num_ran), self._used_tokens)
+        self._quotas.settle(self._key, charge, total)
+        return ReplyCost(charge.amount, charge.paid, total, self._num_requests)
 
 
 class Charging:

@@ -36,6 +36,7 @@ from router.observe.telemetry import Telemetry
 from router.observe.worker_gauges import worker_gauges
 from router.orchestrator import Orchestrator
 from router.peer_fetches import PeerFetches
+from router.placer import Placer
 from router.prompt_prefixes import PromptPrefixes, PublishedBlocks
 from router.public_prompts import PublicPrompts
 from router.quotas.quotas import Quotas
@@ -122,7 +123,10 @@ def compose(components: RouterComponents, observer: RequestObserver | None = Non
     admission = _admission(components, sessions)
     prefixes = _prefixes(components)
     fetches = _fetches(components, sessions)
-    return _core(components, sessions, admission, prefixes, fetches, observer or RequestObserver())
+    placer = Placer(sessions.candidates, prefixes, fetches, components.clock)
+    return _core(
+        components, sessions, admission, prefixes, fetches, placer, observer or RequestObserver()
+    )
 
 
 def compose_service(components: RouterComponents, parts: ServiceComponents) -> Router:
@@ -164,11 +168,14 @@ def compose_service(components: RouterComponents, parts: ServiceComponents) -> R
         components.tiers.by_name,
     )
     log = RequestLog(clock.now_s) if config.log_requests else None
-    explanations = Explanations()
+    explanations = Explanations(
+        config.max_explained, sessions.router_id, config.replicas, clock.now_s
+    )
     recorder = Recorder(telemetry, SheddingLog(admission, clock.now_s), explanations, log)
     prefixes = _prefixes(components)
     fetches = _fetches(components, sessions)
-    core = _core(components, sessions, admission, prefixes, fetches, recorder)
+    placer = Placer(sessions.candidates, prefixes, fetches, clock)
+    core = _core(components, sessions, admission, prefixes, fetches, placer, recorder)
     service = GenerationService(
         parts.model,
         config,
@@ -195,7 +202,7 @@ def compose_service(components: RouterComponents, parts: ServiceComponents) -> R
         parts.keyring,
         parts.read_prefix_report,
         explanations,
-        PromptReport(prefixes, fetches, sessions.candidates, components.placement, clock),
+        PromptReport(prefixes, placer, sessions.candidates, components.placement),
         _charging(components, parts, telemetry),
         clock,
     )
@@ -258,6 +265,7 @@ def _core(
     admission: Admission,
     prefixes: PromptPrefixes,
     fetches: PeerFetches,
+    placer: Placer,
     observer: RequestObserver,
 ) -> RouterCore:
     config = components.config
@@ -268,6 +276,7 @@ def _core(
         components.ids,
         prefixes,
         fetches,
+        placer,
         observer,
     )
     orchestrator = Orchestrator(

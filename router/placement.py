@@ -117,7 +117,8 @@ def choose(
         reason = _why_local(local[0], pair.sender, prediction, constraints)
         if reason:
             return _local(local, prediction, reason, pair.costs)
-    return _across(pair, prediction, "prompt is worth a transfer", local)
+    # What the receiver would take alone is what crossing is worth, also where no other is asked.
+    return _across(pair, prediction, "prompt is worth a transfer", local or (pair.receiver,))
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from core.config import PlacementConfig
-from core.errors import ServingError
-from core.ids import RequestId, RunId, WorkerId
+from core.errors import Draining, NoWorker, PoolExhausted, ServingError
+from core.ids import Epoch, RequestId, RunId, WorkerId
 from core.ports import Clock
 from core.session import TokenDelta, WorkerTiming
 from core.timeline import Timeline
@@ -26,6 +26,7 @@ from core.types import (
 from router.choice_output import ChoiceOutput
 from router.placement import Placement
 from router.prefix_outcome import PromptOutcome
+from router.regret import MeasuredCost
 
 Emit = Callable[[RequestEvent], None]
 RunKey = tuple[str, RequestId]
@@ -48,6 +49,24 @@ class RequestObserver:
         """Note the fault after which a request is tried again."""
 
 
+@dataclass(frozen=True, slots=True)
+class EndedAttempt:
+    """One attempt that is over."""
+
+    epoch: Epoch
+    path: str
+    outcome: str
+    """ok, or the code of its fault."""
+    workers: tuple[WorkerId, ...] = ()
+    """Who computed the prompt, and who decoded if another; empty: it found none."""
+    is_move: bool = False
+    """Off a worker that drains or is full: no fault."""
+
+    def __str__(self) -> str:
+        """Write it as timings show it."""
+        return f"{self.epoch}:{self.path}:{self.outcome}"
+
+
 @dataclass(slots=True)
 class RequestState:
     """Everything the router knows of one request while it lives."""
@@ -64,8 +83,10 @@ class RequestState:
     """How it is placed; the call may force the path."""
     timings: WorkerTiming = field(default_factory=WorkerTiming)
     excluded: set[WorkerId] = field(default_factory=set)
-    attempts: list[str] = field(default_factory=list)
+    attempts: list[EndedAttempt] = field(default_factory=list)
     placement: Placement | None = None
+    measured: MeasuredCost | None = None
+    """What the latest placement took; None: not all of it was measured, or not for it alone."""
     num_deaths: int = 0
     exposed_transfer_s: float = 0.0
     """Between prefill's first tokens and decode's, in the attempt that saw both."""
@@ -104,6 +125,22 @@ class RequestState:
     def num_output_tokens(self) -> int:
         """Delivered tokens over all choices."""
         return sum(len(c.token_ids) for c in self.choices)
+
+    def attempt_ended(self, epoch: Epoch, error: ServingError | None = None) -> None:
+        """Note an attempt, and the fault or the move that ended it."""
+        placement = self.placement
+        # One that found no worker has no placement of its own.
+        is_placed = placement is not None and not isinstance(error, NoWorker)
+        workers = (placement.prefill, placement.decode) if placement and is_placed else ()
+        self.attempts.append(
+            EndedAttempt(
+                epoch,
+                self.path_taken,
+                error.code if error else "ok",
+                tuple(dict.fromkeys(worker.worker_id for worker in workers)),
+                isinstance(error, Draining | PoolExhausted),
+            )
+        )
 
     def deliver(self, delta: TokenDelta) -> None:
         """Emit new tokens.

@@ -16,10 +16,10 @@ from core.config import RouterConfig
 from core.errors import InvalidRequest
 from core.ids import RequestId
 from core.ports import Clock, Tokenizer
-from core.types import ChatPrompt, GenerateRequest, outside
+from core.types import ChatPrompt, GenerateRequest, RequestEnded, outside
 from router.access.bad_keys import BadKeys
 from router.access.credentials import Keyring
-from router.access.identities import Identity
+from router.access.identities import Identity, Right
 from router.admission import Admission
 from router.charging import Charging, ReplyCharge
 from router.observe.canary import Canary
@@ -143,7 +143,30 @@ class GenerationService:
         """Start requests; their events come through the group, and their ends settle `charge`."""
         if charge is None:
             return StreamGroup(self._runner, requests)
-        return StreamGroup(self._runner, requests, charge.request_ended)
+
+        def request_ended(ended: RequestEnded | None) -> None:
+            cost = charge.request_ended(ended)
+            if cost is not None:
+                self.explanations.note_cost((r.run_key for r in requests), cost)
+
+        return StreamGroup(self._runner, requests, request_ended)
+
+    def explain_request(self, names: Sequence[str], identity: Identity) -> dict[str, Any]:
+        """Say why a request that has ended went where it did; tenants see their own.
+
+        Args:
+            names: What its id may be; the first that is known counts.
+            identity: Who asks.
+
+        Raises:
+            RequestNotFound: None such is remembered.
+        """
+        sees_all = identity.has(Right.OBSERVE)
+        for name in names:
+            found = self.explanations.of(name, None if sees_all else identity.tenant)
+            if found is not None:
+                return found
+        raise self.explanations.not_found(names[0], sees_all=sees_all)
 
     def abort(self, tenant: str, request_id: str) -> bool:
         """Cancel a tenant's request by id; False if it is not running."""

@@ -85,6 +85,13 @@ class RouterConfig(Node):
     strict: bool = Field(
         default=False, description="refuse unknown request fields instead of ignoring them"
     )
+    max_explained: int = Field(
+        2048,
+        ge=1,
+        le=65_536,
+        description="ended requests of which a router keeps why they went where they did, for "
+        "`baton explain request`",
+    )
     log_requests: bool = Field(default=True, description="an event for each request and refusal")
 
 

@@ -45,6 +45,7 @@ from router.service import GenerationService
 
 SERVICE = "baton.v1.Generation"
 REQUEST_ID_KEY = "x-request-id"
+ROUTER_KEY = "x-baton-router"
 USAGE_KEY = "baton-usage-bin"
 KEEPALIVE_MS = 30_000
 PING_INTERVAL_MS = 500
@@ -237,7 +238,8 @@ class GenerationServicer(generation_pb2_grpc.GenerationServicer):
             await abort(context, error)
         shown_id = made.correlation_id or made.request_id
         # In the trailers, which an error has as well.
-        context.set_trailing_metadata(((REQUEST_ID_KEY, shown_id), *self._quota_of(identity)))
+        names = ((REQUEST_ID_KEY, shown_id), (ROUTER_KEY, self._service.explanations.router_id))
+        context.set_trailing_metadata((*names, *self._quota_of(identity)))
         return self._service.open(made, charge=charge)
 
     def _quota_of(self, identity: Identity) -> tuple[tuple[str, str], ...]:

@@ -1,7 +1,6 @@
 """The endpoints over HTTP: from a validated body to the reply.
 
-Owns the reading of headers, and which body and which reply belong to an endpoint. Does not know
-paths, rights or workers.
+Owns which body and which reply belong to an endpoint. Does not know paths, rights or workers.
 """
 
 from __future__ import annotations
@@ -13,11 +12,8 @@ from typing import Any, TypeVar
 from fastapi import Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from pydantic import BaseModel
-from starlette.exceptions import HTTPException
 
-from core.errors import InvalidRequest, ModelNotFound
-from core.ids import MAX_REQUEST_ID_CHARACTERS
-from core.trace import TraceContext, parse_trace
+from core.errors import InvalidRequest, ModelNotFound, RequestNotFound
 from core.types import ChatPrompt, GenerateRequest
 from router import calls, tiers
 from router.access.identities import Right
@@ -35,13 +31,24 @@ from router.http.bodies import (
 )
 from router.http.body_model import parse_body
 from router.http.body_reading import BodyReader
-from router.http.errors import REQUEST_ID_HEADER
+from router.http.errors import REQUEST_ID_HEADER, error_response
 from router.http.formatters import (
     ChatFormatter,
     CompletionFormatter,
     ReplyOptions,
     request_id_of,
     server_timing,
+)
+from router.http.headers import (
+    EVENT_IDS_HEADER,
+    IGNORED_HEADER,
+    LAST_EVENT_HEADER,
+    NUM_ROUTERS_HEADER,
+    ROUTER_HEADER,
+    TIMING_HEADER,
+    correlation_of,
+    key_of,
+    trace_of,
 )
 from router.http.json_pieces import UTF8, dumps
 from router.http.other_fields import ignored_fields
@@ -53,44 +60,12 @@ from router.http.sse import (
     whole_reply,
 )
 from router.reply_thread import in_reply_thread
-from router.request_params import RequestParams, check_text, correlation_id_of
+from router.request_params import RequestParams
 from router.resuming import parse_event_id, split_positions
 from router.service import GenerationService
 
 MAX_HEADER_CHARACTERS = 1024
-TIMING_HEADER = "x-baton-timing"
-IGNORED_HEADER = "x-baton-ignored-params"
-KEY_HEADER = "idempotency-key"
-"""Requests with one key are one request: they run one at a time, and draw the same tokens."""
-EVENT_IDS_HEADER = "x-baton-event-ids"
-LAST_EVENT_HEADER = "last-event-id"
 AnyBody = TypeVar("AnyBody", bound=BaseModel)
-
-
-def trace_of(request: Request) -> TraceContext | None:
-    """Return the W3C trace context; baggage is not trusted, and not read."""
-    return parse_trace(
-        request.headers.get("traceparent", ""), request.headers.get("tracestate", "")
-    )
-
-
-def correlation_of(request: Request) -> str:
-    """Return the caller's name for the action that this call belongs to, if it may be echoed.
-
-    A proxy gives all calls of one action the same name, so it does not identify a request.
-    """
-    return correlation_id_of(request.headers.get(REQUEST_ID_HEADER, ""))
-
-
-def key_of(request: Request) -> str:
-    """Return the idempotency key; empty if there is none.
-
-    Raises:
-        InvalidRequest: It cannot be a request's id.
-    """
-    key = request.headers.get(KEY_HEADER, "")
-    check_text(KEY_HEADER, key, MAX_REQUEST_ID_CHARACTERS)
-    return key
 
 
 def _resumed(
@@ -214,6 +189,7 @@ class HttpApi:
         group = self.service.open(*made, charge=charge)
         headers[REQUEST_ID_HEADER] = correlation_id or str(made[0].request_id)
         headers[tiers.HEADER] = made[0].tier
+        headers[ROUTER_HEADER] = self.service.explanations.router_id
         if body.stream:
             has_ids = bool(last_event) or request.headers.get(EVENT_IDS_HEADER) == "1"
             limits = StreamLimits(self.config.keep_alive_s, self.config.slow_reader_s, has_ids)
@@ -372,17 +348,23 @@ class HttpApi:
         work = self.service.explain_prompt(params)
         return JSONResponse(await unless_disconnected(request.receive, work))
 
-    async def explain(self, request_id: str) -> dict[str, Any]:
-        """`GET /explain/{id}`: why a request that has ended went where it did.
+    async def explain(self, request: Request, request_id: str) -> JSONResponse:
+        """`GET /explain/{id}`: why a request that has ended went where it did; tenants: their own.
 
-        The id may be that of a reply.
+        The id may be that of a reply. The answer names the router that gives it, and says how many
+        there are.
         """
-        explanations = self.service.explanations
         # As it is first: a client may choose an id that looks like a reply's.
-        found = explanations.of(request_id) or explanations.of(request_id_of(request_id))
-        if found is None:
-            raise HTTPException(404)
-        return found
+        names = (request_id, request_id_of(request_id))
+        try:
+            found = self.service.explain_request(names, request.state.identity)
+            reply = JSONResponse(found)
+        except RequestNotFound as error:
+            reply = error_response(error, correlation_of(request))
+        explanations = self.service.explanations
+        reply.headers[ROUTER_HEADER] = explanations.router_id
+        reply.headers[NUM_ROUTERS_HEADER] = str(explanations.num_routers)
+        return reply
 
     async def kv_routes(self) -> dict[str, Any]:
         """`GET /links`: how KV travels between workers."""

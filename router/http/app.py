@@ -20,7 +20,7 @@ from starlette.middleware.cors import CORSMiddleware
 from core.errors import ClientError, InternalError, ServingError
 from router.access.identities import Right
 from router.charging import HEADERS
-from router.http.api import IGNORED_HEADER, HttpApi, correlation_of
+from router.http.api import HttpApi
 from router.http.auth import HttpGuard, needs
 from router.http.bodies import (
     ChatBody,
@@ -35,6 +35,7 @@ from router.http.bodies import (
 from router.http.body_reading import BodyReader
 from router.http.early_refusal import CHAT_PATH, COMPLETIONS_PATH, EarlyRefusal
 from router.http.errors import REQUEST_ID_HEADER, error_response, plain_error
+from router.http.headers import IGNORED_HEADER, ROUTER_HEADER, correlation_of
 from router.refusals import METHOD_NOT_ALLOWED, UNSUPPORTED_ENDPOINT
 from router.service import GenerationService
 from router.tiers import HEADER as TIER_HEADER
@@ -44,6 +45,7 @@ SHOWN_HEADERS = (
     REQUEST_ID_HEADER,
     IGNORED_HEADER,
     TIER_HEADER,
+    ROUTER_HEADER,
     "server-timing",
     "retry-after",
     "retry-after-ms",
@@ -77,7 +79,7 @@ READERS: tuple[tuple[str, Method, Right | None], ...] = (
     ("/load", HttpApi.load, Right.OBSERVE),
     ("/metrics", HttpApi.metrics, Right.OBSERVE),
     ("/replicas", HttpApi.replicas, Right.OBSERVE),
-    ("/explain/{request_id:path}", HttpApi.explain, Right.OBSERVE),
+    ("/explain/{request_id:path}", HttpApi.explain, Right.ANY_KEY),
     ("/links", HttpApi.kv_routes, Right.OBSERVE),
     ("/prefix-index", HttpApi.prefix_index, Right.OBSERVE),
 )

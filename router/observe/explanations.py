@@ -7,19 +7,23 @@ Does not know how a cost is predicted.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
-from core.types import RequestEnded
+from core.errors import RequestNotFound
+from core.ids import RequestId
+from core.types import RequestEnded, RequestTiming, Usage
+from router.charging import ReplyCost
 from router.cost import Cost
 from router.placement import Placement
 from router.prefix_sources import Fetch
-from router.request_state import RequestState
+from router.regret import Regret
+from router.request_state import EndedAttempt, RequestState, RunKey
 
-MAX_EXPLAINED = 2_048
 
-
-def why_of(placement: Placement | None) -> dict[str, Any]:
-    """Describe a decision: what was chosen, and what each of the best candidates would cost."""
+def why_of(placement: Placement | None, regret: Regret | None = None) -> dict[str, Any]:
+    """Describe a decision: what was chosen, what the best candidates would cost, what it took."""
     if placement is None:
         return {}
     return {
@@ -35,7 +39,34 @@ def why_of(placement: Placement | None) -> dict[str, Any]:
             *(_candidate("pd", cost) for cost in placement.prefill_costs),
             *(_candidate("local", cost) for cost in placement.local_costs),
         ],
+        **({} if regret is None else {"measured": _measured(regret)}),
     }
+
+
+def _measured(regret: Regret) -> dict[str, Any]:
+    measured = regret.measured
+    shown: dict[str, Any] = {
+        "queue_ms": _ms(measured.queue_s),
+        "fetch_ms": _ms(measured.fetch_s),
+        "prefill_ms": _ms(measured.prefill_s),
+        "transfer_ms": _ms(measured.transfer_s),
+        "total_ms": _ms(measured.total_s),
+        "predicted_ms": _ms(regret.predicted_s),
+        "error_ms": _ms(regret.error_s),
+    }
+    if regret.best_other is not None and regret.regret_s is not None:
+        path, cost = regret.best_other
+        shown["best_other"] = {
+            "path": path.value,
+            "worker": cost.worker_id,
+            "total_ms": _ms(cost.total_s),
+        }
+        shown["regret_ms"] = _ms(regret.regret_s)
+    return shown
+
+
+def _ms(seconds: float) -> float:
+    return round(seconds * 1e3, 3)
 
 
 def _fetch(fetch: Fetch | None) -> dict[str, Any]:
@@ -53,51 +84,150 @@ def _candidate(path: str, cost: Cost) -> dict[str, Any]:
         "queued_tokens": cost.queued_tokens,
         "source": cost.source,
         "fetched_tokens": cost.fetched_tokens,
-        "fetch_ms": round(cost.fetch_s * 1e3, 3),
-        "prefill_ms": round(cost.prefill_s * 1e3, 3),
-        "transfer_ms": round(cost.transfer_s * 1e3, 3),
-        "decode_ms": round(cost.decode_s * 1e3, 3),
-        "total_ms": round(cost.total_s * 1e3, 3),
-        "weighed_ms": round(cost.weighed_s * 1e3, 3),
+        "fetch_ms": _ms(cost.fetch_s),
+        "prefill_ms": _ms(cost.prefill_s),
+        "transfer_ms": _ms(cost.transfer_s),
+        "decode_ms": _ms(cost.decode_s),
+        "total_ms": _ms(cost.total_s),
+        "weighed_ms": _ms(cost.weighed_s),
         **({"is_preferred": True} if cost.is_preferred else {}),
     }
 
 
-class Explanations:
-    """Requests that ended here, the latest only, by their ids."""
+@dataclass(slots=True)
+class _Explained:
+    """What is kept of one request: figures and names, nothing of its prompt or its answer."""
 
-    def __init__(self, max_explained: int = MAX_EXPLAINED) -> None:
-        """Start with none."""
+    tenant: str
+    tier: str
+    ended_at: float
+    outcome: str
+    """ok, or its error's code: the error itself would keep the frames that it went through."""
+    usage: Usage
+    timing: RequestTiming
+    permit_wait_s: float
+    attempts: tuple[EndedAttempt, ...]
+    charge: ReplyCost | None = None
+
+
+class Explanations:
+    """Requests that ended here, the latest only, by tenant and id."""
+
+    def __init__(
+        self,
+        max_explained: int,
+        router_id: str,
+        num_routers: int,
+        now_s: Callable[[], float],
+    ) -> None:
+        """Start with none.
+
+        Args:
+            max_explained: How many are kept.
+            router_id: Of this router.
+            num_routers: That serve together: each keeps what has ended there.
+            now_s: Monotonic seconds.
+        """
+        self.router_id = router_id
+        self.num_routers = num_routers
         self._max_explained = max_explained
-        self._ended: OrderedDict[str, tuple[Placement | None, RequestEnded]] = OrderedDict()
+        self._now_s = now_s
+        self._ended: OrderedDict[RunKey, _Explained] = OrderedDict()
 
     def note(self, run: RequestState, ended: RequestEnded) -> None:
         """Keep why a request went where it did; the oldest makes room."""
-        request_id = run.request.request_id
-        self._ended.pop(request_id, None)
-        self._ended[request_id] = (run.placement, ended)
+        run_key = run.request.run_key
+        line = run.timeline
+        now_s = self._now_s()
+        waited_until = now_s if line.admitted_at is None else line.admitted_at
+        self._ended.pop(run_key, None)
+        self._ended[run_key] = _Explained(
+            tenant=run.request.tenant,
+            tier=run.request.tier,
+            ended_at=now_s,
+            outcome=ended.error.code if ended.error else "ok",
+            usage=ended.usage,
+            timing=ended.timing,
+            permit_wait_s=max(0.0, waited_until - run.started_at),
+            attempts=tuple(run.attempts),
+        )
         if len(self._ended) > self._max_explained:
             self._ended.popitem(last=False)
 
-    def of(self, request_id: str) -> dict[str, Any] | None:
-        """Explain a request; nothing if it is unknown, still runs, or is too long ago."""
-        found = self._ended.get(request_id)
-        if found is None:
-            return None
-        placement, ended = found
-        timing = ended.timing
+    def note_cost(self, run_keys: Iterable[RunKey], cost: ReplyCost) -> None:
+        """Keep what a reply has cost its key, with each of its requests."""
+        for run_key in run_keys:
+            found = self._ended.get(run_key)
+            if found is not None:
+                found.charge = cost
+
+    def of(self, request_id: str, tenant: str | None = None) -> dict[str, Any] | None:
+        """Explain a request; nothing if it is unknown, still runs, or is too long ago.
+
+        Args:
+            request_id: As it was when the request ran; of several tenants' the latest is meant.
+            tenant: Whose it must be; None: anybody's.
+        """
+        if tenant is None:
+            named = (key for key in reversed(self._ended) if key[1] == request_id)
+            run_key = next(named, None)
+        else:
+            run_key = (tenant, RequestId(request_id))
+        found = self._ended.get(run_key) if run_key is not None else None
+        return None if found is None else {"request_id": request_id, **self._tree(found)}
+
+    def not_found(self, request_id: str, *, sees_all: bool) -> RequestNotFound:
+        """Make the error of a request that `of` does not know: how long it would be kept.
+
+        Args:
+            request_id: As it was asked for.
+            sees_all: The caller may know how much of others is kept.
+        """
+        kept = f"it keeps the newest {self._max_explained} that ended there"
+        if sees_all and self._ended:
+            oldest = next(iter(self._ended.values()))
+            age_s = self._now_s() - oldest.ended_at
+            kept += f", now {len(self._ended)}, the oldest since {age_s:.0f} s"
+        remedy = "ask for it once it has ended, or raise router.max_explained"
+        if self.num_routers > 1:
+            remedy += (
+                f"; {self.num_routers} routers serve, and only the one that a reply names in "
+                "x-baton-router knows its request: ask at its address, or again where they share "
+                "one"
+            )
+        whose = "" if sees_all else " of this key's tenant"
+        return RequestNotFound(
+            f"{self.router_id} remembers no request {request_id[:80]!r}{whose}: {kept}; {remedy}"
+        )
+
+    def _tree(self, found: _Explained) -> dict[str, Any]:
+        timing = found.timing
         return {
-            "request_id": request_id,
-            "outcome": ended.error.code if ended.error else "ok",
-            "prompt_tokens": ended.usage.prompt_tokens,
+            "tenant": found.tenant,
+            "tier": found.tier,
+            "router": self.router_id,
+            "ended_s_ago": round(self._now_s() - found.ended_at, 1),
+            "outcome": found.outcome,
+            "prompt_tokens": found.usage.prompt_tokens,
+            "output_tokens": found.usage.completion_tokens,
             "cached_tokens": timing.cached_tokens,
             "fetch_outcome": timing.fetch_outcome,
             "fetched_tokens": timing.fetched_tokens,
-            "fetch_ms": round(timing.fetch_s * 1e3, 3),
-            "ttft_ms": round(timing.ttft_s * 1e3, 3),
-            "queue_ms": round(timing.queue_s * 1e3, 3),
-            "prefill_ms": round(timing.prefill_s * 1e3, 3),
-            "exposed_transfer_ms": round(timing.exposed_transfer_s * 1e3, 3),
-            "attempts": list(timing.attempts),
-            **why_of(placement),
+            "fetch_ms": _ms(timing.fetch_s),
+            "ttft_ms": _ms(timing.ttft_s),
+            "e2e_ms": _ms(timing.e2e_s),
+            "permit_wait_ms": _ms(found.permit_wait_s),
+            "phases_ms": {name: _ms(seconds) for name, seconds in timing.phases().items()},
+            "charge": None if found.charge is None else found.charge.shown(),
+            "attempts": [
+                {
+                    "epoch": attempt.epoch,
+                    "path": attempt.path,
+                    "workers": list(attempt.workers),
+                    "outcome": attempt.outcome,
+                    "is_move": attempt.is_move,
+                }
+                for attempt in found.attempts
+            ],
+            **timing.why,
         }

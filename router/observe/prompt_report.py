@@ -13,12 +13,11 @@ from typing import Any
 
 from core.config import PlacementConfig
 from core.errors import NoWorker
-from core.ports import Clock
 from core.types import GenerateRequest
 from router.candidate import Candidate
 from router.observe.explanations import why_of
-from router.peer_fetches import PeerFetches
-from router.placement import PlacementConstraints, choose
+from router.placement import PlacementConstraints
+from router.placer import Placer
 from router.prompt_prefixes import PromptNames, PromptPrefixes
 
 MAX_WORKERS = 64
@@ -33,17 +32,15 @@ class PromptReport:
     def __init__(
         self,
         prefixes: PromptPrefixes,
-        fetches: PeerFetches,
+        placer: Placer,
         read_candidates: Callable[[], Sequence[Candidate]],
         rules: PlacementConfig,
-        clock: Clock,
     ) -> None:
         """Ask what placement asks."""
         self._prefixes = prefixes
-        self._fetches = fetches
+        self._placer = placer
         self._read_candidates = read_candidates
         self._rules = rules
-        self._clock = clock
 
     async def of(self, request: GenerateRequest) -> dict[str, Any]:
         """Explain one prompt, in the scope of its request."""
@@ -92,19 +89,10 @@ class PromptReport:
         return rows
 
     def _placement(self, request: GenerateRequest, names: PromptNames) -> dict[str, Any]:
-        candidates = self._read_candidates()
         constraints = PlacementConstraints(self._rules)
-        published = self._prefixes.published(names)
-        in_pools = self._prefixes.in_pools(names, published)
+        has_scores = request.sampling.prompt_logprobs is not None
         try:
-            placement = choose(
-                candidates,
-                request,
-                constraints,
-                self._prefixes.held(names, published),
-                self._clock.now_s(),
-                self._fetches.sources(candidates, in_pools, constraints),
-            )
+            placement = self._placer.place(request, names, constraints, may_fetch=not has_scores)
         except NoWorker as error:
             return {"error": error.message}
         return why_of(placement)

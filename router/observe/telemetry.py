@@ -18,7 +18,7 @@ from core import metrics
 from core.config import TierConfig, default_tiers
 from core.errors import ServingError, Unauthenticated, all_errors
 from core.session import FetchOutcome
-from core.types import RequestEnded
+from core.types import RequestEnded, RequestTiming
 from router.calls import ADDRESS_CLASSES, Call, outcome_of
 from router.observe import attainment
 from router.prefix_outcome import HIT_TIERS, STALE_CAUSES, PromptOutcome, TokenOutcome
@@ -148,8 +148,19 @@ class Telemetry:
             self._histograms[metrics.E2E].record(line.e2e_s)
             for phase, seconds in timing.phases().items():
                 self._histograms[metrics.PHASE].record(seconds, {"phase": phase})
+        self._note_placement(timing)
         for gap_s in line.itl_s:
             self._histograms[metrics.ITL].record(gap_s, tier)
+
+    def _note_placement(self, timing: RequestTiming) -> None:
+        """Record how far a prediction was off; histograms take nothing below zero."""
+        error_s = timing.placement_error_s
+        if error_s is not None:
+            labels = {"path": timing.path, "direction": "late" if error_s > 0 else "early"}
+            self._histograms[metrics.PLACEMENT_ERROR].record(abs(error_s), labels)
+        if timing.placement_regret_s is not None:
+            regret_s = max(0.0, timing.placement_regret_s)
+            self._histograms[metrics.PLACEMENT_REGRET].record(regret_s, {"path": timing.path})
 
     def prompt_computed(self, outcome: PromptOutcome) -> None:
         """Record what of a prompt was cached."""

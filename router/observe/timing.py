@@ -9,6 +9,7 @@ import json
 
 from core.types import RequestEnded, RequestTiming
 from router.observe.explanations import why_of
+from router.regret import regret_of
 from router.request_state import RequestState
 
 
@@ -17,6 +18,8 @@ def timing_of(run: RequestState) -> RequestTiming:
     line = run.timeline
     reported = run.timings
     placement = run.placement
+    measured = run.measured
+    regret = regret_of(placement, measured) if placement and measured else None
     e2e_s = line.e2e_s or 0.0
     to_first_s = e2e_s if line.ttft_s is None else line.ttft_s
     # Workers measure by their own clocks: no duration may exceed what the router saw pass.
@@ -57,8 +60,10 @@ def timing_of(run: RequestState) -> RequestTiming:
         decode_worker=placement.decode.worker_id if placement else "",
         prefill_pid=placement.prefill.pid if placement else 0,
         decode_pid=placement.decode.pid if placement else 0,
-        attempts=tuple(run.attempts),
-        why=why_of(placement),
+        attempts=tuple(map(str, run.attempts)),
+        why=why_of(placement, regret),
+        placement_error_s=regret.error_s if regret else None,
+        placement_regret_s=regret.regret_s if regret else None,
     )
 
 
@@ -87,4 +92,10 @@ def end_span(run: RequestState, ended: RequestEnded) -> None:
         "baton.why": json.dumps(timing.why),
         **{f"baton.phase.{name}_ms": seconds * 1000 for name, seconds in timing.phases().items()},
     }
+    for name, seconds in (
+        ("error", timing.placement_error_s),
+        ("regret", timing.placement_regret_s),
+    ):
+        if seconds is not None:
+            attributes[f"baton.placement.{name}_ms"] = seconds * 1000
     run.span.end(run.timeline.ended_at, attributes, ended.error.code if ended.error else "")

@@ -36,7 +36,7 @@ class WorkerSessions:
         """Prepare; `follow` starts."""
         self._membership = membership
         self._network = network
-        self._router_id = router_id
+        self.router_id = router_id
         self._clock = clock
         # Of the router, not of a session: a redialled worker compares them over sessions.
         self._stream_numbers = itertools.count()
@@ -77,7 +77,7 @@ class WorkerSessions:
         return WorkerSession(
             descriptor,
             self._network,
-            self._router_id,
+            self.router_id,
             self._clock,
             self._stream_numbers,
             self._note_state,

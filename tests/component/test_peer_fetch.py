@@ -8,14 +8,13 @@ import random
 import pytest
 from support.in_process_cluster import InProcessCluster, load
 from support.models import TINY
-from support.prefixes import PoolsView, make_busy
+from support.prefixes import PoolsView, look_at, make_busy
 
 from core.config import EngineConfig
 from core.plan import SampleSpec, StepItem, StepPlan
 from core.session import Role
 from core.types import SamplingParams
 from engine.model.runner import ModelRunner
-from router.prompt_prefixes import PromptPrefixes
 from simulation.hash_runner import MemoryKV
 
 pytestmark = pytest.mark.sampled(2)
@@ -59,8 +58,7 @@ async def ask_both(cluster, source):
         The second reply, and the workers that have served the first, by id.
     """
     view = PoolsView(lambda: cluster.units)
-    attempts = cluster.orchestrator._attempts
-    attempts._prefixes = PromptPrefixes(view, b"", cluster.clock)
+    look_at(cluster.orchestrator._attempts, view, b"")
     await cluster.ask(FIRST, max_tokens=NUM_TOKENS, ignore_eos=True)
     holders = [u for u in cluster.units if u.pool.num_cached]
     by_id = {u.descriptor.worker_id: u for u in holders}

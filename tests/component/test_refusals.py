@@ -43,6 +43,7 @@ HTTP_REFUSALS = {
     "no such method": ("acme", "DELETE", "/v1/models", None, 405, "method_not_allowed", None),
     "another model": ("acme", "POST", POST, {**BODY, "model": "x"}, 404, "model_not_found", POST),
     "no such model": ("acme", "GET", "/v1/models/x", None, 404, "model_not_found", None),
+    "no such request": ("acme", "GET", "/explain/x", None, 404, "request_not_found", None),
     "a bad value": ("acme", "POST", POST, {**BODY, "n": -1}, 400, "invalid_value", POST),
     "no json": ("acme", "POST", POST, b"{", 400, "invalid_value", POST),
     "too long": ("acme", "POST", POST, b" " * 5000, 413, "payload_too_large", POST),
@@ -267,7 +268,7 @@ RIGHTS = {
     "/load": Right.OBSERVE,
     "/metrics": Right.OBSERVE,
     "/replicas": Right.OBSERVE,
-    "/explain/{request_id:path}": Right.OBSERVE,
+    "/explain/{request_id:path}": Right.ANY_KEY,
 }
 
 

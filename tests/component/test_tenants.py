@@ -8,6 +8,7 @@ import grpc.aio
 import pytest
 from support.router_servers import RouterServers, answer_of, log_lines, refusal_of, until
 
+from core.types import ChoiceFinished, FinishReason, RequestEnded, TextDelta, Usage
 from protos.baton.v1 import generation_pb2 as pb
 from router.access.identities import Identity
 from router.request_params import RequestParams
@@ -15,7 +16,8 @@ from router.request_params import RequestParams
 
 @pytest.fixture
 async def servers(tmp_path):
-    async with RouterServers(tmp_path, max_body_bytes=4096).opened() as servers:
+    tiers = {"batch": {"tokens_per_minute": 100_000}}
+    async with RouterServers(tmp_path, max_body_bytes=4096, tiers=tiers).opened() as servers:
         yield servers
 
 
@@ -120,3 +122,55 @@ async def test_equal_ids_and_prompts_of_two_tenants_draw_unequal_answers(servers
         assert made[0].seed == made[1].seed
         seeds[tenant] = made[0].seed
     assert len(set(seeds.values())) == 3
+
+
+@pytest.mark.parametrize("door", ["http", "grpc"])
+async def test_a_tenant_is_told_of_its_own_requests_and_observers_of_all(servers, door):
+    """No worker is there, which ends a request that ran."""
+    headers = {"idempotency-key": "mine"}
+    if door == "http":
+        async with servers.web("acme") as http:
+            reply = await http.post(POST, json={**BODY, "max_tokens": 5}, headers=headers)
+            assert reply.json()["error"]["code"] == "no_worker"
+    else:
+        message = pb.GenerateRequest(text="abc", request_id="mine")
+        message.stopping.max_tokens = 5
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await servers.call("Generate", message, "acme")
+        trailers = dict(caught.value.trailing_metadata())
+        assert trailers["x-baton-router"] == servers.sessions.router_id
+    told = {}
+    for name in ("acme", "bulk", "scraper", "operator"):
+        async with servers.web(name) as http:
+            for asked in ("/explain/mine", "/explain/cmpl-mine"):
+                reply = await http.get(asked)
+                told[name] = reply.json()
+                assert reply.status_code == (404 if name == "bulk" else 200), (name, asked)
+                assert reply.headers["x-baton-router"] == servers.sessions.router_id
+                assert reply.headers["x-baton-num-routers"] == "1"
+    assert told["bulk"]["error"]["code"] == "request_not_found"
+    assert "since" not in told["bulk"]["error"]["message"]
+    for name in ("acme", "scraper", "operator"):
+        found = told[name]
+        assert (found["tenant"], found["outcome"]) == ("acme", "no_worker")
+        assert [a["workers"] for a in found["attempts"]] == [[]]
+        # 4 tokens of prompt and 5 of output were charged, and nothing was used.
+        assert found["charge"]["charged"] == {"requests": 1, "tokens": 9}
+        assert found["charge"]["used"] == {"requests": 0, "tokens": 0}
+    async with servers.web() as http:
+        assert (await http.get("/explain/mine")).status_code == 401
+
+
+async def test_an_answer_names_the_router_that_can_explain_it(servers):
+    servers.orchestrator.run = _answer
+    async with servers.web("acme") as http:
+        for more in ({}, {"stream": True}):
+            reply = await http.post(POST, json=BODY | more)
+            assert reply.status_code == 200, reply.text
+            assert reply.headers["x-baton-router"] == servers.sessions.router_id
+
+
+async def _answer(request, emit, forced_path=None):
+    emit(TextDelta(0, 0, (97,), "a"))
+    emit(ChoiceFinished(0, FinishReason.LENGTH, position=1))
+    emit(RequestEnded(Usage(len(request.token_ids), 1)))

@@ -135,9 +135,25 @@ def test_a_request_can_be_explained_and_an_unknown_one_is_named(local):
     found = json.loads(baton(*asked, "-o", "json"))
     assert reply_id == f"cmpl-{found['request_id']}" and found["outcome"] == "ok"
     assert found["decision"]["decode_worker"].startswith("decode")
-    assert found["decision"]["decode_worker"] in baton(*asked)
+    assert [a["outcome"] for a in found["attempts"]] == ["ok"] and not found["attempts"][0][
+        "is_move"
+    ]
+    measured = found["measured"]
+    assert measured["prefill_ms"] > 0 and found["charge"] is None
+    parts = sum(measured[f"{part}_ms"] for part in ("queue", "prefill", "transfer"))
+    assert abs(parts - measured["total_ms"]) < 0.01
+    assert abs(measured["total_ms"] - measured["predicted_ms"] - measured["error_ms"]) < 0.01
+    text = baton(*asked)
+    for shown in (
+        found["decision"]["decode_worker"],
+        f"measured {measured['total_ms']:.1f} ms",
+        "attempt 0: pd",
+        f"at {found['router']}",
+    ):
+        assert shown in text
     unknown = baton("explain", "request", "nobody/..%2f?", "--url", local.url, code=2)
-    assert "remembers no request nobody" in unknown
+    assert "remembers no request 'nobody/..%2f?'" in unknown
+    assert "the newest 2048" in unknown
 
 
 def test_the_prefix_index_can_be_seen(local):

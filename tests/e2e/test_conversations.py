@@ -34,9 +34,9 @@ def web(up, key=""):
 
 
 def preferred(turn):
-    """Return the workers that placement leaned to for the session's sake."""
+    """Return the prefill workers that placement leaned to for the session's sake."""
     candidates = turn.timing["why"]["candidates"]
-    return {c["worker"] for c in candidates if c.get("is_preferred")}
+    return {c["worker"] for c in candidates if c["path"] == "pd" and c.get("is_preferred")}
 
 
 @pytest.fixture(scope="module", params=["local", "ray"])

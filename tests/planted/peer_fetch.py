@@ -95,7 +95,7 @@ BUGS = [
     ),
     Bug(
         "what is on its way to a worker is fetched from there",
-        "router/attempts.py",
+        "router/placer.py",
         "        published = self._prefixes.published(names)\n",
         "        published = self._prefixes.held(names)\n",
         RULES + "test_what_is_only_on_its_way_to_a_worker_is_not_fetched_from_there",

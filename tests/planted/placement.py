@@ -36,6 +36,13 @@ BUGS = [
         REPORT + "test_holders_are_shown_by_tier_with_what_is_on_its_way_and_the_choice",
     ),
     Bug(
+        "a prompt whose scores are wanted is explained as fetched",
+        "router/observe/prompt_report.py",
+        "may_fetch=not has_scores)",
+        "may_fetch=True)",
+        REPORT + "test_a_prompt_whose_scores_are_wanted_is_shown_as_computed_whole",
+    ),
+    Bug(
         "leading blocks are looked for in the pool's tier alone",
         "prefix_index/view.py",
         "        tiers = sorted(holder.keys.items())\n        for key",

@@ -40,6 +40,8 @@ def test_a_route_on_which_kv_comes_late_is_measured_and_left_alone_until_it_may_
 
     slow, fast, took, known, later = run(scenario, decode=2)
     assert took[0].decode_worker == slow and took[0].exposed_transfer_s > LATE_S
+    assert took[0].placement_error_s > LATE_S, "nobody had foreseen it"
+    assert took[0].why["measured"]["transfer_ms"] == round(took[0].exposed_transfer_s * 1e3, 3)
     assert [t.decode_worker for t in took[1:]].count(fast) >= 2, "one more may go there to be even"
     by_receiver = {receiver: exposed_s for (_, receiver), exposed_s in known.items()}
     assert by_receiver[slow] > LATE_S > 0.1 > by_receiver[fast]

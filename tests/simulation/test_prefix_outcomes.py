@@ -4,6 +4,7 @@ import asyncio
 from collections import Counter
 
 import pytest
+from support.prefixes import look_at
 from support.virtual import PD, PROMPT, ask, run, unit
 
 from core.block_hash import BlockHash, block_hashes, root_hash
@@ -12,7 +13,6 @@ from core.session import Role
 from core.types import SamplingParams
 from prefix_index.view import PrefixView
 from router.prefix_outcome import TokenOutcome
-from router.prompt_prefixes import PromptPrefixes
 from simulation.observers import ClusterObserver
 from simulation.shape import HASH_KEY
 
@@ -34,8 +34,7 @@ class Outcomes(ClusterObserver):
 def with_view(cluster):
     """Give the router a view, as the index would; returns it, and who hears of outcomes."""
     view = PrefixView()
-    attempts = cluster.routers[0].attempts
-    attempts._prefixes = PromptPrefixes(view, HASH_KEY, cluster.clock)
+    look_at(cluster.routers[0].attempts, view)
     return view, Outcomes(cluster)
 
 

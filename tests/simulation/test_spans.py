@@ -108,6 +108,12 @@ def test_a_requests_span_says_what_it_cost(path):
     assert gateway["gen_ai.usage.input_tokens"] == len(PROMPT)
     assert gateway["baton.attempts"] == f"0:{path}:ok"
     why = json.loads(gateway["baton.why"])
+    measured = why["measured"]
+    assert measured["prefill_ms"] == pytest.approx((end_s - start_s) * 1000)
+    assert gateway["baton.placement.error_ms"] == pytest.approx(
+        measured["total_ms"] - measured["predicted_ms"], abs=0.002
+    )
+    assert "baton.placement.regret_ms" not in gateway, "a path is forced, and one worker has it"
     assert why == ended.timing.why and why["decision"]["path"] == path
     assert why["decision"]["decode_worker"] == ended.timing.decode_worker
     if path == "pd":

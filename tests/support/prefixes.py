@@ -11,7 +11,6 @@ from core.ids import RunId
 from core.prefix_changes import StorageTier
 from core.session import Role
 from core.types import SamplingParams
-from router.prompt_prefixes import PromptPrefixes
 from simulation.shape import HASH_KEY
 from support.virtual import ask, run
 
@@ -56,11 +55,17 @@ class PoolsView:
         return [StorageTier.POOL] * self.match(block_hashes).get(worker, 0)
 
 
+def look_at(attempts, view, hash_key=HASH_KEY):
+    """Let a router's placement see what `view` says; it was composed without one."""
+    attempts._prefixes._view = view
+    attempts._prefixes._hash_key = hash_key
+
+
 def follow(cluster):
     """Let the routers of a simulated cluster see what its workers hold."""
     view = PoolsView(lambda: list(cluster.units.values()))
     for router in cluster.routers:
-        router.attempts._prefixes = PromptPrefixes(view, HASH_KEY, cluster.clock)
+        look_at(router.attempts, view)
     return view
 
 

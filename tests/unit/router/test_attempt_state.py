@@ -1,6 +1,7 @@
 """How an attempt delivers what its two workers say, and how it ends by what they report."""
 
 import asyncio
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -8,7 +9,15 @@ from support.replies import Letters
 
 from core.config import PlacementConfig
 from core.errors import PoolExhausted, Unavailable, WorkerLost
-from core.session import AttemptEnded, Role, Task, TokenDelta, WorkerDescriptor, WorkerTiming
+from core.session import (
+    AttemptEnded,
+    FetchReport,
+    Role,
+    Task,
+    TokenDelta,
+    WorkerDescriptor,
+    WorkerTiming,
+)
 from core.timeline import Timeline
 from core.types import (
     GenerateRequest,
@@ -22,6 +31,7 @@ from core.types import (
 from router.attempt_state import AttemptState
 from router.choice_output import ChoiceOutput
 from router.placement import Placement
+from router.regret import MeasuredCost
 from router.request_state import RequestState
 
 NUM_SCORES = 10
@@ -271,3 +281,48 @@ async def test_what_was_held_of_decode_proves_that_it_has_the_kv(new_attempt):
     assert heard == ["handed over"]
     attempt.on_lost("prefill", WorkerLost("gone"))
     assert not attempt.finished.done()
+
+
+TIMES = WorkerTiming(queue_s=1.0, prefill_s=2.0, fetch=FetchReport("fetched", 16, 0.5))
+
+
+def told(attempt, *order):
+    """Let workers speak, a second each; returns what was measured 10 s after the start."""
+    now_s = 0.0
+    attempt.run.clock.now_s = lambda: now_s
+    for who in order:
+        now_s += 1.0
+        attempt.on_delta(who, letters(0, "x"))
+    return attempt.measured_by(10.0)
+
+
+@pytest.mark.parametrize(
+    ("path", "order", "transfer_s"),
+    [
+        (Path.PD, ("prefill", "decode"), 1.0),
+        (Path.PD, ("decode", "prefill"), 0.0),
+        (Path.LOCAL, ("decode",), 0.0),
+    ],
+)
+async def test_the_phases_that_placement_predicts_are_measured(
+    new_attempt, path, order, transfer_s
+):
+    attempt, _ = new_attempt(path)
+    attempt.run.note_timings(TIMES)
+    measured = told(attempt, *order)
+    assert measured == MeasuredCost(1.0, 2.0, transfer_s, 0.5)
+    assert measured.total_s == 3.0 + transfer_s, "the fetch is in the queue's time"
+    assert attempt.measured_by(2.5).total_s == 2.5 + transfer_s, "a worker's clock may be wrong"
+
+
+@pytest.mark.parametrize("why", ["a later attempt", "a resumed answer", "no hand-over", "no times"])
+async def test_what_is_not_one_attempts_own_is_not_measured(new_attempt, why):
+    attempt, _ = new_attempt()
+    if why == "a later attempt":
+        attempt.epoch = 1
+    if why == "a resumed answer":
+        attempt.run.request = replace(attempt.run.request, resume_from=(3,))
+    if why != "no times":
+        attempt.run.note_timings(TIMES)
+    order = ("prefill",) if why == "no hand-over" else ("prefill", "decode")
+    assert told(attempt, *order) is None

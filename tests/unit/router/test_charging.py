@@ -17,7 +17,8 @@ from core.errors import (
 from core.ids import RequestId
 from core.types import GenerateRequest, RequestEnded, RequestTiming, SamplingParams, Usage
 from router.access.identities import Identity
-from router.charging import HEADERS, Charging, duration, used_tokens
+from router.charging import HEADERS, Charging, ReplyCost, duration, used_tokens
+from router.quotas.ledger import NOTHING, Amount
 from router.request_params import RequestParams
 from router.tiers import Tiers
 from simulation.loop import run_virtual
@@ -77,9 +78,10 @@ async def test_a_reply_to_several_prompts_is_one_request_and_is_settled_at_its_l
     charge = await it.charge(every, [made(), made(20), made(30)])
     assert it.headers(WHO)["x-ratelimit-remaining-requests"] == "4"
     for ended in (Usage(10, 1), Usage(20, 2)):
-        charge.request_ended(RequestEnded(ended, None, RAN))
+        assert charge.request_ended(RequestEnded(ended, None, RAN)) is None
         assert tokens_left(it) == 1000 - 360
-    charge.request_ended(None)
+    cost = charge.request_ended(None)
+    assert cost == ReplyCost(Amount(1, 360), NOTHING, Amount(1, 33), num_requests=3)
     assert tokens_left(it) == 1000 - 33
     assert it.headers(WHO)["x-ratelimit-remaining-requests"] == "4"
 

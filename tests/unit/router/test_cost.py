@@ -200,8 +200,11 @@ def test_why_says_what_each_candidate_would_have_cost():
     assert [(c["path"], c["worker"], c["total_ms"]) for c in why["candidates"]] == [
         ("pd", "p1", 400.0),
         ("pd", "p2", 1_000.0),
+        ("local", "d", 1_000.0),
     ]
-    assert [c["weighed_ms"] for c in why["candidates"]] == pytest.approx([500, 1_500], abs=0.1)
+    assert [c["weighed_ms"] for c in why["candidates"]] == pytest.approx(
+        [500, 1_500, 1_500], abs=0.1
+    )
     local = why_of(choose([DECODE], PROMPT, AUTO))
     assert [(c["path"], c["worker"]) for c in local["candidates"]] == [("local", "d")]
     assert local["decision"]["reason"] == "0 prefill and 1 decode workers match"

@@ -20,7 +20,7 @@ def test_routers_share_the_retries_and_each_has_one_at_least():
         config = RouterConfig(replicas=replicas, retry_burst=6, retry_per_s=18.0)
         prefixes = PromptPrefixes(None, b"", LoopClock())
         fetches = PeerFetches(None, None, LoopClock())
-        parts = (None, config, LoopClock(), None, prefixes, fetches, RequestObserver())
+        parts = (None, config, LoopClock(), None, prefixes, fetches, None, RequestObserver())
         budget = Attempts(*parts)._budget
         delays = [budget.reserve(10.0, 99.0) for _ in range(burst + 1)]
         assert delays == [0.0] * burst + [pytest.approx(replicas / 18)]

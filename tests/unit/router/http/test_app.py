@@ -70,6 +70,7 @@ class Service:
         self.bad_keys = BadKeys(lambda: 1.0)
         self.recorder = SimpleNamespace(call_ended=lambda call: None)
         self.charging = SimpleNamespace(headers=lambda identity: {})
+        self.explanations = SimpleNamespace(router_id="router-1", num_routers=1)
         clock = SimpleNamespace(now_s=lambda: 1.0)
         self._maker = RequestBuilder(MODEL, self.config, None, clock, Ids(), b"key", list, TEXT)
         self.made = []

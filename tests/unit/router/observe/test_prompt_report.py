@@ -15,6 +15,7 @@ from router.candidate import Candidate
 from router.observe import prompt_report
 from router.observe.prompt_report import PromptReport
 from router.peer_fetches import PeerFetches
+from router.placer import Placer
 from router.prompt_prefixes import PromptPrefixes
 
 KEY = hash_key("secret")
@@ -40,8 +41,8 @@ class House:
         self.view = PrefixView()
         self.prefixes = PromptPrefixes(self.view, KEY, LoopClock())
         fetches = PeerFetches(None, None, LoopClock())
-        rules = PlacementConfig()
-        self.report = PromptReport(self.prefixes, fetches, lambda: pool, rules, LoopClock())
+        placer = Placer(lambda: pool, self.prefixes, fetches, LoopClock())
+        self.report = PromptReport(self.prefixes, placer, lambda: pool, PlacementConfig())
 
     def stores(self, name, *blocks, tier=StorageTier.POOL):
         self.view.apply(name, 1, PrefixChange(blocks, tier=tier))
@@ -77,7 +78,8 @@ async def test_holders_are_shown_by_tier_with_what_is_on_its_way_and_the_choice(
         },
     ]
     assert found["decision"]["prefill_worker"] == "p2"
-    assert {c["worker"]: c["cached_tokens"] for c in found["candidates"]} == {"p1": 96, "p2": 160}
+    cached = {c["worker"]: (c["path"], c["cached_tokens"]) for c in found["candidates"]}
+    assert cached == {"p1": ("pd", 96), "p2": ("pd", 160), "d": ("local", 0)}
 
 
 async def test_another_scope_sees_nothing_of_it():
@@ -112,3 +114,15 @@ async def test_what_is_shown_of_many_workers_and_blocks_is_bounded(monkeypatch):
     found = await house.report.of(REQUEST)
     assert [row["worker"] for row in found["workers"]] == ["p4", "p3"]
     assert len(found["blocks"][0]["names"]) == 3
+
+
+@pytest.mark.parametrize(("num_scores", "source"), [(None, "p1"), (0, None)])
+async def test_a_prompt_whose_scores_are_wanted_is_shown_as_computed_whole(num_scores, source):
+    busy = replace(P1, pending_tokens=100_000)
+    idle = replace(P2, descriptor=replace(P2.descriptor, incarnation=2), prefill_tokens_per_s=100.0)
+    house = House(busy, idle, D)
+    house.stores("p1", *NAMES)
+    sampling = SamplingParams(max_tokens=9, prompt_logprobs=num_scores)
+    found = await house.report.of(replace(REQUEST, sampling=sampling))
+    assert found["decision"]["prefill_worker"] == "p2"
+    assert found["decision"].get("source") == source

@@ -9,7 +9,7 @@ from core.config import TierConfig
 from core.errors import Cancelled, TooLate
 from core.prefix_changes import StorageTier
 from core.timeline import Timeline
-from core.types import RequestEnded, Usage
+from core.types import RequestEnded, RequestTiming, Usage
 from router.observe.telemetry import Telemetry
 from router.prefix_outcome import PromptOutcome, TokenOutcome
 
@@ -81,6 +81,20 @@ def test_tokens_latencies_and_the_slo_are_counted_by_tier():
 def test_a_retry_has_a_series_before_the_first_one(telemetry):
     for reason in ("worker_lost", "kv_transfer_failed", "pool_exhausted", "step_failed"):
         assert line(telemetry, f'baton_retries_total{{reason="{reason}"}}') == 0
+
+
+def test_how_far_predictions_were_off_is_counted_by_path_and_never_below_zero(telemetry):
+    """Two that came 0.5 s late and 2 s early, one not measured, one without any other candidate."""
+    for error_s, regret_s in ((0.5, 0.25), (-2.0, -1.0), (None, None), (0.25, None)):
+        telemetry._note_placement(
+            RequestTiming(path="pd", placement_error_s=error_s, placement_regret_s=regret_s)
+        )
+    error = "baton_placement_error_seconds"
+    assert line(telemetry, f'{error}_sum{{direction="late",path="pd"}}') == 0.75
+    assert line(telemetry, f'{error}_count{{direction="late",path="pd"}}') == 2
+    assert line(telemetry, f'{error}_sum{{direction="early",path="pd"}}') == 2.0
+    assert line(telemetry, 'baton_placement_regret_seconds_count{path="pd"}') == 2
+    assert line(telemetry, 'baton_placement_regret_seconds_sum{path="pd"}') == 0.25
 
 
 def test_a_gauge_without_labels_is_one_number(telemetry):

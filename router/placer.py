@@ -1,0 +1,61 @@
+"""A request placed on the workers as this router knows them now.
+
+Owns the questions behind one choice: who is there, what each holds of the prompt, and who could
+send it. Does not know how costs are compared, or what becomes of a placement.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from core.ports import Clock
+from core.types import GenerateRequest
+from router.candidate import Candidate
+from router.peer_fetches import PeerFetches
+from router.placement import Placement, PlacementConstraints, choose
+from router.prompt_prefixes import PromptNames, PromptPrefixes
+
+
+class Placer:
+    """Asks the same for a request that is sent and for one that is only explained."""
+
+    def __init__(
+        self,
+        read_candidates: Callable[[], Sequence[Candidate]],
+        prefixes: PromptPrefixes,
+        fetches: PeerFetches,
+        clock: Clock,
+    ) -> None:
+        """Choose among `read_candidates()`."""
+        self._read_candidates = read_candidates
+        self._prefixes = prefixes
+        self._fetches = fetches
+        self._clock = clock
+
+    def place(
+        self,
+        request: GenerateRequest,
+        names: PromptNames,
+        constraints: PlacementConstraints,
+        *,
+        may_fetch: bool = True,
+    ) -> Placement:
+        """Choose path and workers.
+
+        Args:
+            request: Tokenized.
+            names: Of its prompt's blocks.
+            constraints: Of this attempt.
+            may_fetch: False: its worker must compute what it lacks.
+
+        Raises:
+            NoWorker: No worker can take the request on an allowed path.
+        """
+        candidates = self._read_candidates()
+        published = self._prefixes.published(names)
+        sources = None
+        if may_fetch:
+            in_pools = self._prefixes.in_pools(names, published)
+            sources = self._fetches.sources(candidates, in_pools, constraints)
+        held = self._prefixes.held(names, published)
+        return choose(candidates, request, constraints, held, self._clock.now_s(), sources)

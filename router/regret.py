@@ -1,0 +1,82 @@
+"""What a placement took, beside what was predicted of it and of those that were not chosen.
+
+Owns the comparison, over the phases that a prediction covers: the worker's queue, a fetch in it,
+the prompt, the exposed transfer. Does not know who measures them.
+
+    error  = measured - predicted of the candidate that was chosen
+    regret = measured - the least predicted of the others
+
+A regret above zero says that another candidate would have been faster, if its prediction is true.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from core.types import Path
+from router.cost import Cost
+from router.placement import Placement
+
+
+@dataclass(frozen=True, slots=True)
+class MeasuredCost:
+    """What the phases took (seconds)."""
+
+    queue_s: float
+    """At the worker that computed the prompt."""
+    prefill_s: float
+    transfer_s: float = 0.0
+    """Exposed, as in `Cost`."""
+    fetch_s: float = 0.0
+    """Of `queue_s`, for which the prompt waited for a peer's blocks."""
+
+    @property
+    def total_s(self) -> float:
+        """Seconds to the first token and, on path pd, to decode's."""
+        return self.queue_s + self.prefill_s + self.transfer_s
+
+
+@dataclass(frozen=True, slots=True)
+class Regret:
+    """One placement in hindsight (seconds)."""
+
+    measured: MeasuredCost
+    predicted_s: float
+    best_other: tuple[Path, Cost] | None
+    """The candidate that was predicted to be fastest of those not chosen; None: there was none."""
+
+    @property
+    def error_s(self) -> float:
+        """By how much it took longer than predicted; negative: less long."""
+        return self.measured.total_s - self.predicted_s
+
+    @property
+    def regret_s(self) -> float | None:
+        """By how much it took longer than the best other was predicted to; negative: less long."""
+        if self.best_other is None:
+            return None
+        return self.measured.total_s - self.best_other[1].total_s
+
+
+def regret_of(placement: Placement, measured: MeasuredCost) -> Regret | None:
+    """Compare; None if the chosen candidate's cost was not kept.
+
+    Args:
+        placement: With the costs of the cheapest candidates of each path.
+        measured: Of the attempt that was placed so.
+    """
+    chosen = placement.path, placement.prefill.worker_id
+    costs = {
+        (path, cost.worker_id): cost
+        for path, kept in (
+            (Path.PD, placement.prefill_costs),
+            (Path.LOCAL, placement.local_costs),
+        )
+        for cost in kept
+    }
+    own = costs.pop(chosen, None)
+    if own is None:
+        return None
+    others = [(path, cost) for (path, _), cost in costs.items()]
+    best = min(others, key=lambda other: other[1].total_s, default=None)
+    return Regret(measured, own.total_s, best)
