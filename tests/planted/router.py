@@ -151,9 +151,9 @@ BUGS = [
     ),
     Bug(
         "a full worker costs a fault",
-        "router/attempts.py",
-        "is_move = isinstance(error, Draining | PoolExhausted)",
-        "is_move = isinstance(error, Draining)",
+        "router/request_state.py",
+        "isinstance(error, Draining | PoolExhausted)",
+        "isinstance(error, Draining)",
         f"{LINK_RULES}::test_moves_are_no_faults_but_they_are_bounded",
     ),
     Bug(
