@@ -169,7 +169,7 @@ def test_who_was_not_in_the_step_that_killed_the_ranks_is_not_suspected():
         cluster.runners["decode2"].dies_next = True
         await asyncio.sleep(0.5)
         for name, one in runs.items():
-            errors[name] = one.num_deaths, one.attempts[0]
+            errors[name] = one.num_deaths, str(one.attempts[0])
         for key in list(cluster.orchestrator._runs):
             cluster.orchestrator.abort(key)
         await asyncio.sleep(0.1)
