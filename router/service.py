@@ -100,8 +100,8 @@ class GenerationService:
         Raises:
             ServingError: Names what is wrong with them.
         """
-        self._admission.check_open(self._builder.tier_of(params), params.identity.tenant)
-        return await self._builder.make(params)
+        with self._admission.arriving(self._builder.tier_of(params), params.identity.tenant):
+            return await self._builder.make(params)
 
     async def make_requests(self, all_params: Sequence[RequestParams]) -> list[GenerateRequest]:
         """Make the requests of one reply; ids from the second on end in their index.
@@ -109,15 +109,14 @@ class GenerationService:
         Raises:
             ServingError: One of them is wrong; none is started.
         """
-        if all_params:
-            first = all_params[0]
-            self._admission.check_open(self._builder.tier_of(first), first.identity.tenant)
-            self._admission.check_share(len(all_params), num_choices(first))
+        first = all_params[0]
         made: list[GenerateRequest] = []
-        for index, params in enumerate(all_params):
-            # Ids that follow from the first: a client that resumes the reply names that one alone.
-            request_id = f"{made[0].request_id}-{index}" if index else params.request_id
-            made.append(await self._builder.make(replace(params, request_id=request_id)))
+        with self._admission.arriving(self._builder.tier_of(first), first.identity.tenant):
+            self._admission.check_share(len(all_params), num_choices(first))
+            for index, params in enumerate(all_params):
+                # Ids that follow from the first: who resumes the reply names that one alone.
+                request_id = f"{made[0].request_id}-{index}" if index else params.request_id
+                made.append(await self._builder.make(replace(params, request_id=request_id)))
         return made
 
     async def explain_prompt(self, params: RequestParams) -> dict[str, Any]:
