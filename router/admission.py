@@ -29,7 +29,6 @@ from router.expected_wait import Ahead
 from router.load_shedding import LoadShedding, Shortage
 from router.tier_queues import QueuedAhead, TierQueue, TierQueues, Waiter
 
-
 NO_QUEUE_LIMITS = {"max_queued": None, "max_queued_tokens": None}
 
 
