@@ -119,8 +119,8 @@ BUGS = [
     Bug(
         "who will wait in vain is told so after the wait",
         "router/admission.py",
-        "        return self._shedding.too_late(tier, self._ahead_of(tier, tenant))\n",
-        "        return None\n",
+        "self._shedding.too_late(tier, ahead) if has_place else",
+        "None if has_place else",
         PREDICTED + "test_over_http_it_is_a_503_that_says_when",
     ),
     Bug(
