@@ -22,13 +22,13 @@ EQUIVALENTS: list[Equivalent] = [
     Equivalent(
         "router/cost.py",
         "if sources is None or self._most_tokens <= cached_tokens:",
-        "if sources is None or self._most_tokens < cached_tokens:",
+        "if sources is None or (self._most_tokens < cached_tokens):",
         "who holds no more than is cached here gains nothing, which is seen below",
     ),
     Equivalent(
         "router/cost.py",
         "if num_gained <= 0:",
-        "if num_gained < 0:",
+        "if (num_gained < 0):",
         "nothing gained saves nothing, and no fetch takes less than that",
     ),
     Equivalent(
