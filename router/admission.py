@@ -7,18 +7,20 @@ workers; leaves to `router.tier_queues` who goes next and who makes room, and to
 A request takes a permit for each of its choices. A tier takes no more than its share of them,
 whatever it asks for: the others find what is left.
 
-A request arrives while it is made, which mostly is the wait for a tokenizer: it will want a permit,
-so newcomers are refused for it as for one that waits. Otherwise a burst would pass as long as the
-queue looks empty, and be refused only after all the work that early refusal is to save.
+A request arrives from its head until it is made: while its body comes and waits for a tokenizer. It
+will want a permit, so newcomers are refused for it as for one that waits. Otherwise a burst would
+pass as long as the queue looks empty, and be refused only after all the work that early refusal is
+to save. Who takes long to arrive is not waited for.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 
 from core.clocks import LoopClock
 from core.config import TierConfig, default_tiers
@@ -29,6 +31,8 @@ from router.expected_wait import Ahead
 from router.load_shedding import LoadShedding, Shortage
 from router.tier_queues import QueuedAhead, TierQueue, TierQueues, Waiter
 
+MAX_ARRIVAL_S = 2.0
+"""Half-sent bodies must not keep others out."""
 NO_QUEUE_LIMITS = {"max_queued": None, "max_queued_tokens": None}
 
 
@@ -112,23 +116,23 @@ class Admission:
         finally:
             self._release(tier, num_permits)
 
-    @contextmanager
-    def arriving(self, tier: str, tenant: str) -> Iterator[None]:
-        """Count a request as arriving for the length of the block, in which it is made.
+    def arrive(self, tier: str, tenant: str, others: Sequence[str] = ()) -> Callable[[], None]:
+        """Count a newcomer as arriving, unless it is refused.
+
+        Returns:
+            Leaves its place; calling it again is harmless.
 
         Raises:
             Overloaded: As `check_open`.
             Draining: As `check_open`.
         """
-        self.check_open(tier, tenant)
+        self.check_open(tier, tenant, others)
         now_s = asyncio.get_running_loop().time()
         newcomer = Waiter(tier, tenant, num_permits=1, num_tokens=0, joined_at=now_s)
         # Whoever leaves its place to it is counted no more, and finds its room or not.
-        self._arriving.join(newcomer)
-        try:
-            yield
-        finally:
-            self._arriving.leave(newcomer)
+        if self._arriving.has_place_for(tier, tenant):
+            self._arriving.join(newcomer)
+        return partial(self._arriving.leave, newcomer)
 
     def check_open(self, tier: str, tenant: str, others: Sequence[str] = ()) -> None:
         """Refuse early, before any work, what would find no place in the queue, or wait too long.
@@ -165,6 +169,7 @@ class Admission:
     def _ahead_of_newcomer(self, tier: str, tenant: str) -> Ahead:
         """Foresee what goes before one that is still to be made: those who arrive, too."""
         now_s = asyncio.get_running_loop().time()
+        self._forget_late_arrivals(now_s)
         queued = self._waiting.ahead_of(tier, tenant, now_s)
         arriving = self._arriving.ahead_of(tier, tenant, now_s)
         num_ahead = QueuedAhead(
@@ -177,6 +182,11 @@ class Admission:
             and self.num_running + arriving.num_requests < self._max_running
         )
         return self._ahead(tier, num_ahead, is_free)
+
+    def _forget_late_arrivals(self, now_s: float) -> None:
+        for queue in self._arriving.by_tier.values():
+            while (first := queue.waiters.oldest) and first.joined_at < now_s - MAX_ARRIVAL_S:
+                self._arriving.leave(first)
 
     def _ahead(self, tier: str, queued: QueuedAhead, is_free: bool) -> Ahead:
         share = self._max_running_of(tier)

@@ -168,7 +168,7 @@ def make_app(
         app.get(path, response_model=None, dependencies=rights)(reader)
         app.head(path, response_model=None, include_in_schema=False, dependencies=rights)(reader)
     # The last one that is added stands outermost: the guard is before the early refusal.
-    app.add_middleware(EarlyRefusal, check_open=service.check_open)
+    app.add_middleware(EarlyRefusal, arrive=service.arrive)
     app.add_middleware(
         HttpGuard,
         keyring=service.keyring,

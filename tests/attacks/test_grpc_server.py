@@ -46,7 +46,7 @@ async def door():
         status=READY,
         bad_keys=BadKeys(time.monotonic),
         recorder=SimpleNamespace(call_ended=lambda call: None),
-        check_open=lambda identity: None,
+        arrive=lambda identity: None,
     )
     made = GrpcServer(service, SecurityConfig())
     made.max_connections = 8

@@ -121,6 +121,31 @@ async def test_a_burst_is_refused_while_those_before_it_are_still_tokenized(serv
         assert (await http.post(PATHS[0], json={"prompt": [1 << 40]})).status_code == 400
 
 
+@pytest.mark.parametrize("end", ["leaves", "is wrong"])
+async def test_who_fails_or_leaves_on_the_way_leaves_its_place(servers, end):
+    admission = servers.service._admission
+    body = b'{"prompt": 5}'
+    async with HttpFixture(app=servers.app) as server, servers.web("acme") as http:
+        reader, writer = await server.connect()
+        writer.write(head(servers, PATHS[0], len(body)))
+        while not len(admission._arriving):
+            await asyncio.sleep(0.01)
+        # Its head alone counts: nothing of its body is here.
+        assert (await http.post(PATHS[0], json={"prompt": "a"})).json()["error"]["code"] == CODE
+        assert (await end_of(servers, "Generate")).code().name == "UNAVAILABLE"
+        if end == "is wrong":
+            writer.write(body)
+            assert status(await reader.readuntil(b"}}")) == 400
+        writer.close()
+        while len(admission._arriving):
+            await asyncio.sleep(0.01)
+        # The one place is free for the next, which needs it from its head until it is made.
+        assert (await http.post(PATHS[0], json={"prompt": [1 << 40]})).status_code == 400
+        assert (await end_of(servers, "Chat")).code().name != "UNAVAILABLE"
+        while len(admission._arriving):
+            await asyncio.sleep(0.01)
+
+
 async def test_a_connection_goes_on_behind_a_body_that_was_not_read(servers):
     body = b'{"prompt": "abc"}'
     async with HttpFixture(app=servers.app) as server, full(servers):

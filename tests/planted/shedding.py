@@ -14,7 +14,7 @@ BUGS = [
     Bug(
         "a full router reads a body before it refuses it",
         "router/http/app.py",
-        "    app.add_middleware(EarlyRefusal, check_open=service.check_open)\n",
+        "    app.add_middleware(EarlyRefusal, arrive=service.arrive)\n",
         "",
         EARLY + "test_a_full_router_refuses_before_it_reads_a_long_body",
     ),

@@ -153,23 +153,33 @@ BUGS = [
     Bug(
         "whoever is still being made is not counted",
         "router/service.py",
-        "with self._admission.arriving(self._builder.tier_of(first), first.identity.tenant):",
+        "with self._arriving(all_params[0]):",
         "if True:",
         "tests/component/test_early_refusals.py"
         "::test_a_burst_is_refused_while_those_before_it_are_still_tokenized",
     ),
     Bug(
         "a failed arrival keeps its place",
+        "router/http/early_refusal.py",
+        "        finally:\n            arrived()\n",
+        "        finally:\n            pass\n",
+        "tests/component/test_early_refusals.py"
+        "::test_who_fails_or_leaves_on_the_way_leaves_its_place",
+    ),
+    Bug(
+        "half-sent bodies keep everybody out",
         "router/admission.py",
-        """        try:
-            yield
-        finally:
-            self._arriving.leave(newcomer)
-""",
-        """        yield
-        self._arriving.leave(newcomer)
-""",
-        ARRIVALS + "test_a_place_is_given_back_by_who_fails_on_the_way",
+        "first.joined_at < now_s - MAX_ARRIVAL_S",
+        "first.joined_at < now_s - 60.0",
+        ARRIVALS + "test_who_takes_long_to_arrive_is_not_waited_for",
+    ),
+    Bug(
+        "a request arrives twice, by its head and by its body",
+        "router/service.py",
+        "        calls.arrived()\n",
+        "",
+        "tests/component/test_early_refusals.py"
+        "::test_who_fails_or_leaves_on_the_way_leaves_its_place",
     ),
     Bug(
         "arrivals have as many places as the queue alone",

@@ -1,28 +1,37 @@
 """Requests that are still being made: they will want permits, so newcomers are refused for them."""
 
 import asyncio
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 
 import pytest
 from support.admission import TIERS, in_tier, started, take
 
 from core.config import TierConfig
 from core.errors import Draining, QueueFull, TooLate
-from router.admission import Admission
+from router.admission import MAX_ARRIVAL_S, Admission
 from router.expected_wait import MIN_INTERVALS
 from simulation.loop import run_virtual
+
+
+@contextmanager
+def arriving(admission, tier, tenant):
+    leave = admission.arrive(tier, tenant)
+    try:
+        yield
+    finally:
+        leave()
 
 
 async def test_as_many_arrive_as_could_run_or_wait():
     admission = Admission(1, 2, 30.0)
     with ExitStack() as places:
         for _ in range(3):
-            places.enter_context(admission.arriving("standard", "t"))
+            places.enter_context(arriving(admission, "standard", "t"))
         with pytest.raises(QueueFull, match=r"0 requests run and 0 wait, 3 arrive; .* 1 and 2"):
             admission.check_open("standard", "t")
         with (
             pytest.raises(QueueFull, match="3 arrive"),
-            admission.arriving("standard", "t"),
+            arriving(admission, "standard", "t"),
         ):
             pytest.fail("it has no place")
         # Who has arrived gets what is free: those who still come are behind it.
@@ -31,21 +40,44 @@ async def test_as_many_arrive_as_could_run_or_wait():
     assert admission.num_refused["standard"] == 2
 
 
-async def test_a_place_is_given_back_by_who_fails_on_the_way():
-    admission = Admission(1, 0, 30.0)
-    for _ in range(3):
-        with pytest.raises(ValueError, match="no prompt"), admission.arriving("standard", "t"):
-            raise ValueError("no prompt")
-    admission.check_open("standard", "t")
+async def test_a_place_that_is_left_twice_is_left_once():
+    admission = Admission(2, 0, 30.0)
+    leave = admission.arrive("standard", "t")
+    leave()
+    with arriving(admission, "standard", "t"):
+        leave()
+        with arriving(admission, "standard", "t"), pytest.raises(QueueFull):
+            admission.check_open("standard", "t")
+
+
+def test_who_takes_long_to_arrive_is_not_waited_for():
+    async def main():
+        admission = Admission(1, 0, 30.0)
+        with arriving(admission, "standard", "t"):
+            await asyncio.sleep(MAX_ARRIVAL_S)
+            with pytest.raises(QueueFull):
+                admission.check_open("standard", "t")
+            await asyncio.sleep(0.1)
+            admission.check_open("standard", "t")
+
+    run_virtual(main())
+
+
+async def test_who_comes_for_another_tier_takes_no_place_that_its_own_does_not_have():
+    tiers = {"high": TierConfig(), "low": TierConfig(delay_s=60.0)}
+    admission = Admission(1, 0, 30.0, tiers=tiers)
+    with arriving(admission, "high", "a"):
+        with pytest.raises(QueueFull):
+            admission.arrive("low", "b", ["low", "high"])
 
 
 async def test_one_tenants_arrivals_do_not_keep_out_anothers():
     admission = Admission(2, 2, 30.0)
     with ExitStack() as places:
         for _ in range(4):
-            places.enter_context(admission.arriving("standard", "busy"))
+            places.enter_context(arriving(admission, "standard", "busy"))
         for _ in range(2):
-            places.enter_context(admission.arriving("standard", "b"))
+            places.enter_context(arriving(admission, "standard", "b"))
         with pytest.raises(QueueFull):
             admission.check_open("standard", "busy")
     for tenant in ("busy", "b"):
@@ -56,7 +88,7 @@ async def test_a_lower_tiers_arrivals_make_room_for_a_higher_tiers():
     admission = Admission(2, 2, 30.0, tiers=TIERS)
     with ExitStack() as places:
         for _ in range(4):
-            places.enter_context(admission.arriving("low", "t"))
+            places.enter_context(arriving(admission, "low", "t"))
         with pytest.raises(QueueFull):
             admission.check_open("low", "t")
         admission.check_open("high", "t")
@@ -65,16 +97,16 @@ async def test_a_lower_tiers_arrivals_make_room_for_a_higher_tiers():
 async def test_who_may_not_wait_may_arrive_while_permits_are_free():
     tiers = {"high": TierConfig(max_queued=0)}
     admission = Admission(2, 0, 30.0, tiers=tiers)
-    with admission.arriving("high", "t"):
+    with arriving(admission, "high", "t"):
         admission.check_open("high", "t")
-        with admission.arriving("high", "t"), pytest.raises(QueueFull):
+        with arriving(admission, "high", "t"), pytest.raises(QueueFull):
             admission.check_open("high", "t")
 
 
 async def test_nobody_arrives_at_a_router_that_drains():
     admission = Admission(2, 2, 30.0)
     admission.is_draining = True
-    with pytest.raises(Draining), admission.arriving("standard", "t"):
+    with pytest.raises(Draining), arriving(admission, "standard", "t"):
         pytest.fail("it drains")
 
 
@@ -90,7 +122,7 @@ def test_a_newcomer_waits_for_those_who_arrive_before_it(num_arriving, is_refuse
         # It waits for one that waits, those who arrive, and its own turn.
         with ExitStack() as places:
             for _ in range(num_arriving):
-                places.enter_context(admission.arriving("high", "t"))
+                places.enter_context(arriving(admission, "high", "t"))
             if is_refused:
                 with pytest.raises(TooLate, match=r"6\.00 s for a permit"):
                     admission.check_open("high", "t")
@@ -110,7 +142,7 @@ async def test_a_permit_is_free_for_a_newcomer_if_one_is_left_by_those_who_arriv
     tasks = await started(admission, log, until, in_tier("standard"))
     with ExitStack() as places:
         for _ in range(num_arriving):
-            places.enter_context(admission.arriving("standard", "t"))
+            places.enter_context(arriving(admission, "standard", "t"))
         assert admission._ahead_of_newcomer("standard", "t").is_free == is_free
         assert admission._ahead_of("standard", "t").is_free
     until.set()
@@ -122,7 +154,7 @@ async def test_a_higher_tiers_arrivals_leave_no_permit_to_a_lower_one_that_has_i
     tasks = await started(admission, log, until, in_tier("low"))
     with ExitStack() as places:
         for _ in range(3):
-            places.enter_context(admission.arriving("high", "t"))
+            places.enter_context(arriving(admission, "high", "t"))
         assert not admission._ahead_of_newcomer("low", "t").is_free
     until.set()
     await asyncio.gather(*tasks)
@@ -134,7 +166,7 @@ async def test_those_who_arrive_take_of_their_tiers_share(num_arriving, is_free)
     tasks = await started(admission, log, until, in_tier("low"))
     with ExitStack() as places:
         for _ in range(num_arriving):
-            places.enter_context(admission.arriving("low", "t"))
+            places.enter_context(arriving(admission, "low", "t"))
         assert admission._ahead_of_newcomer("low", "t").is_free == is_free
         assert admission._ahead_of_newcomer("high", "t").is_free
     until.set()
