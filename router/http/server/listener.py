@@ -16,13 +16,14 @@ from typing import Any
 import uvicorn
 
 from router.descriptors import INSIDE_DESCRIPTORS, grpc_share
-from router.http.server.accept_pace import AcceptPace
 from router.http.server.connections import Connection, ConnectionTable
 from router.http.server.fair_reading import READ_BYTES, FairReading
 from router.http.server.protocol import HEAD_TIMEOUT_S, LINGER_S, HttpProtocol, OnRefused
 from router.refusals import NO_DESCRIPTORS, TOO_MANY_CONNECTIONS
 
 BACKLOG = 1024
+ACCEPTS_AT_ONCE = 64
+"""Then the loop does other work."""
 PAUSE_S = 0.05
 """Without descriptors, accepting again at once would only burn CPU."""
 NUM_RESERVED = 32
@@ -62,8 +63,6 @@ class HttpListener:
         self._on_refused = on_refused
         self._buffer = memoryview(bytearray(READ_BYTES))
         self._opening: set[asyncio.Task[None]] = set()
-        self._pace = AcceptPace()
-        self._is_turn_measured = False
         self._resume: asyncio.TimerHandle | None = None
         self._is_closed = False
         listener.setblocking(False)
@@ -75,19 +74,14 @@ class HttpListener:
         self._loop.add_reader(self._socket, self._accept)
 
     def _accept(self) -> None:
-        if not self._is_turn_measured:
-            self._is_turn_measured = True
-            self._loop.call_soon(self._turn_over, self._loop.time())
-        for _ in range(self._pace.num_accepts):
+        for _ in range(ACCEPTS_AT_ONCE):
             try:
                 accepted, peer = self._socket.accept()
             except (BlockingIOError, InterruptedError):
                 return
             except OSError as error:
                 if error.errno in OUT_OF_DESCRIPTORS:
-                    self._on_refused(NO_DESCRIPTORS.code, "")
-                    self._table.displace()
-                    self._rest(PAUSE_S)
+                    self._pause()
                     return
                 continue  # this client left while it waited
             self._admit(accepted, str(peer[0]))
@@ -142,20 +136,13 @@ class HttpListener:
             accepted.close()
             raise
 
-    def _turn_over(self, began_s: float) -> None:
-        """Everybody else has had a turn since the accept: rest if it was a long one."""
-        self._is_turn_measured = False
-        rest_s = self._pace.turn_took(self._loop.time() - began_s)
-        if rest_s:
-            self._rest(rest_s)
-
-    def _rest(self, rest_s: float) -> None:
-        """Accept nobody for so long."""
-        if self._is_closed or self._resume is not None:
-            return
+    def _pause(self) -> None:
+        """No descriptor is left: close an idle connection, and accept none for a moment."""
+        self._on_refused(NO_DESCRIPTORS.code, "")
+        self._table.displace()
         # The socket stays readable while nobody accepts, and would wake the loop without end.
         self._loop.remove_reader(self._socket)
-        self._resume = self._loop.call_later(rest_s, self._accept_again)
+        self._resume = self._loop.call_later(PAUSE_S, self._accept_again)
 
     def _accept_again(self) -> None:
         self._resume = None
