@@ -125,7 +125,7 @@ def test_make_test_and_make_test_long_run_every_folder_of_tests():
     recipes = dict(
         re.findall(r"^(test[a-z-]*):.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), re.M)
     )
-    runs = ("test-processes", "test-rest", "test-virtual")
+    runs = ("test-processes", "test-rest", "test-virtual", "test-search")
     assert set(runs) <= set(recipes["test"].split())
     tests = [p.relative_to(ROOT / "tests") for p in (ROOT / "tests").rglob("test_*.py")]
     folders = {f"tests/{path.parts[0]}" for path in tests}
