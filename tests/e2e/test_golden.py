@@ -1,5 +1,7 @@
-"""The real `openai` client and the generated gRPC client, unchanged,
-on Ray and on child processes."""
+"""The real `openai` client and the generated gRPC client, unchanged, on Ray and on child processes.
+
+Owns the answers in bytes that are on file (`golden/`), and what these clients make of them.
+"""
 
 import asyncio
 import json
@@ -34,7 +36,8 @@ def up(request):
     cluster = Up(BATON_PLACEMENT__PATH="pd")
     yield cluster
     code, left = cluster.end()
-    assert code == 0 and not left
+    assert code == 0
+    assert not left
 
 
 @pytest.fixture()
@@ -55,20 +58,14 @@ def stub(up):
 def test_chat_whole_and_streamed(client):
     whole = client.chat.completions.create(model=MODEL, messages=ASK, temperature=0)
     choice = whole.choices[0]
-    assert (choice.message.role, choice.message.content, choice.finish_reason) == (
-        "assistant",
-        PARIS,
-        "stop",
-    )
-    assert (
-        whole.object == "chat.completion"
-        and whole.id.startswith("chatcmpl-")
-        and whole.system_fingerprint
-    )
-    assert (
-        whole.usage.prompt_tokens == 34
-        and whole.usage.total_tokens == 34 + whole.usage.completion_tokens
-    )
+    assert choice.message.role == "assistant"
+    assert choice.message.content == PARIS
+    assert choice.finish_reason == "stop"
+    assert whole.object == "chat.completion"
+    assert whole.id.startswith("chatcmpl-")
+    assert whole.system_fingerprint
+    assert whole.usage.prompt_tokens == 34
+    assert whole.usage.total_tokens == 34 + whole.usage.completion_tokens
 
     chunks = list(
         client.chat.completions.create(
@@ -79,19 +76,15 @@ def test_chat_whole_and_streamed(client):
             stream_options={"include_usage": True},
         )
     )
-    assert chunks[0].choices[0].delta.role == "assistant"
-    assert [c.choices[0].delta.role for c in chunks[1:-1]] == [None] * (len(chunks) - 2)
-    assert "".join(c.choices[0].delta.content or "" for c in chunks[:-1]) == PARIS
-    assert chunks[-2].choices[0].finish_reason == "stop" and all(
-        c.usage is None for c in chunks[:-1]
-    )
-    assert (
-        chunks[-1].choices == []
-        and chunks[-1].usage.completion_tokens == whole.usage.completion_tokens
-    )
-    assert {c.id for c in chunks} == {chunks[0].id} and {c.object for c in chunks} == {
-        "chat.completion.chunk"
-    }
+    *deltas, last = chunks
+    assert [c.choices[0].delta.role for c in deltas] == ["assistant", *[None] * (len(deltas) - 1)]
+    assert "".join(c.choices[0].delta.content or "" for c in deltas) == PARIS
+    assert deltas[-1].choices[0].finish_reason == "stop"
+    assert all(c.usage is None for c in deltas)
+    assert last.choices == []
+    assert last.usage.completion_tokens == whole.usage.completion_tokens
+    assert len({c.id for c in chunks}) == 1
+    assert {c.object for c in chunks} == {"chat.completion.chunk"}
 
 
 def test_chat_forms_of_content_and_system_messages(client):
@@ -135,34 +128,35 @@ def test_completion_prompts_in_all_forms(client):
     first = out["text"].choices[0].text
     assert out["ids"].choices[0].text == first
     for name in ("texts", "id lists"):
-        assert [c.index for c in out[name].choices] == [0, 1] and out[name].choices[0].text == first
-        assert out[name].usage.prompt_tokens == 18 and out[name].usage.completion_tokens == 24
-    streamed = list(client.completions.create(
+        assert [c.index for c in out[name].choices] == [0, 1]
+        assert out[name].choices[0].text == first
+        assert out[name].usage.prompt_tokens == 18
+        assert out[name].usage.completion_tokens == 24
+    chunks = client.completions.create(
         model=MODEL, prompt=[text, "import os"], n=2, max_tokens=12, temperature=0, stream=True
-    ))  # fmt: skip
-    texts = {
-        i: "".join(c.choices[0].text for c in streamed if c.choices[0].index == i) for i in range(4)
-    }
-    assert texts[0] == texts[1] == first and texts[2] == texts[3] == out["texts"].choices[1].text
+    )
+    texts = dict.fromkeys(range(4), "")
+    for chunk in chunks:
+        texts[chunk.choices[0].index] += chunk.choices[0].text
+    second = out["texts"].choices[1].text
+    assert texts == {0: first, 1: first, 2: second, 3: second}
 
 
 def test_echo_and_prompt_log_probabilities(client):
-    wish = {"model": MODEL, "prompt": "def main(", "temperature": 0, "logprobs": 2}
-    plain = client.completions.create(**wish, max_tokens=4).choices[0]
-    echoed = client.completions.create(**wish, max_tokens=4, echo=True).choices[0]
+    asked = {"model": MODEL, "prompt": "def main(", "temperature": 0, "logprobs": 2}
+    plain = client.completions.create(**asked, max_tokens=4).choices[0]
+    echoed = client.completions.create(**asked, max_tokens=4, echo=True).choices[0]
     assert echoed.text == "def main(" + plain.text
     assert echoed.logprobs.tokens == [*"def main(", *plain.logprobs.tokens]
-    assert (
-        echoed.logprobs.token_logprobs[0] is None
-        and echoed.logprobs.token_logprobs[9:] == plain.logprobs.token_logprobs
-    )
-    assert echoed.logprobs.text_offset == list(range(13)) and plain.logprobs.text_offset == list(
-        range(4)
-    )
-    only = client.completions.create(**wish, max_tokens=0, echo=True)
-    assert only.choices[0].text == "def main(" and only.usage.completion_tokens == 0
+    assert echoed.logprobs.token_logprobs[0] is None
+    assert echoed.logprobs.token_logprobs[9:] == plain.logprobs.token_logprobs
+    assert echoed.logprobs.text_offset == list(range(13))
+    assert plain.logprobs.text_offset == list(range(4))
+    only = client.completions.create(**asked, max_tokens=0, echo=True)
+    assert only.choices[0].text == "def main("
+    assert only.usage.completion_tokens == 0
     assert only.choices[0].logprobs.token_logprobs == echoed.logprobs.token_logprobs[:9]
-    streamed = list(client.completions.create(**wish, max_tokens=4, echo=True, stream=True))
+    streamed = list(client.completions.create(**asked, max_tokens=4, echo=True, stream=True))
     assert "".join(c.choices[0].text for c in streamed) == echoed.text
     pieces = [c.choices[0].logprobs for c in streamed if c.choices[0].logprobs]
     assert [p for piece in pieces for p in piece.token_logprobs] == echoed.logprobs.token_logprobs
@@ -170,7 +164,7 @@ def test_echo_and_prompt_log_probabilities(client):
 
 
 def test_chat_log_probabilities_whole_and_streamed(client):
-    wish = {
+    asked = {
         "model": MODEL,
         "messages": ASK,
         "temperature": 0,
@@ -178,13 +172,12 @@ def test_chat_log_probabilities_whole_and_streamed(client):
         "top_logprobs": 2,
         "max_tokens": 8,
     }
-    content = client.chat.completions.create(**wish).choices[0].logprobs.content
-    assert bytes(b for t in content for b in t.bytes).decode() == PARIS[:8] and len(content) == 8
-    assert all(
-        t.top_logprobs[0].token == t.token and t.top_logprobs[0].logprob == t.logprob
-        for t in content
-    )
-    chunks = client.chat.completions.create(**wish, stream=True)
+    content = client.chat.completions.create(**asked).choices[0].logprobs.content
+    assert len(content) == 8
+    assert bytes(b for t in content for b in t.bytes).decode() == PARIS[:8]
+    best = [(t.top_logprobs[0].token, t.top_logprobs[0].logprob) for t in content]
+    assert best == [(t.token, t.logprob) for t in content]
+    chunks = client.chat.completions.create(**asked, stream=True)
     streamed = [t for c in chunks if c.choices[0].logprobs for t in c.choices[0].logprobs.content]
     assert streamed == content
 
@@ -199,37 +192,22 @@ def test_parameters_in_vllms_spelling(client):
     assert complete(top_k=1, temperature=2.0).choices[0].text == plain.text
     assert complete(min_p=1.0, temperature=2.0).choices[0].text == plain.text
     assert complete(repetition_penalty=3.0).choices[0].text != plain.text
-    assert (
-        complete(stop=[plain.text[3:6]], include_stop_str_in_output=True).choices[0].text
-        == plain.text[:6]
-    )
+    stopped = complete(stop=[plain.text[3:6]], include_stop_str_in_output=True).choices[0]
+    assert stopped.text == plain.text[:6]
     with_ids = complete(return_token_ids=True).choices[0]
-    assert (
-        bytes(with_ids.token_ids).decode() == plain.text
-        and bytes(with_ids.prompt_token_ids) == b"import os"
-    )
+    assert bytes(with_ids.token_ids).decode() == plain.text
+    assert bytes(with_ids.prompt_token_ids) == b"import os"
     stop_at = with_ids.token_ids[4]
     until = complete(stop_token_ids=[stop_at], return_token_ids=True).choices[0]
-    first = with_ids.token_ids.index(stop_at)
-    assert (
-        until.text == plain.text[:first]
-        and until.stop_reason == stop_at
-        and until.token_ids[-1] == stop_at
-    )
+    assert until.text == plain.text[: with_ids.token_ids.index(stop_at)]
+    assert until.stop_reason == stop_at
+    assert until.token_ids[-1] == stop_at
     assert complete(truncate_prompt_tokens=2).usage.prompt_tokens == 2
     assert len(complete(prompt_logprobs=1).choices[0].prompt_logprobs) == len("import os")
     assert set(complete(allowed_token_ids=[97, 98]).choices[0].text) <= set("ab")
     assert plain.text[:3] not in complete(bad_words=[plain.text[:3]]).choices[0].text
-    cached = complete(cache_salt="mine", prompt="x" * 64)
-    again, other = (
-        complete(cache_salt="mine", prompt="x" * 64),
-        complete(cache_salt="yours", prompt="x" * 64),
-    )
-    assert [r.usage.prompt_tokens_details.cached_tokens for r in (cached, again, other)] == [
-        0,
-        48,
-        0,
-    ]
+    salted = [complete(cache_salt=salt, prompt="x" * 64) for salt in ("mine", "mine", "yours")]
+    assert [r.usage.prompt_tokens_details.cached_tokens for r in salted] == [0, 48, 0]
 
 
 def test_models_and_headers(client, up):
@@ -244,10 +222,8 @@ def test_models_and_headers(client, up):
         extra_body={"flavour": 1},
         user="me",
     )
-    assert (
-        raw.headers["x-request-id"] == "a-click"
-        and raw.headers["x-baton-ignored-params"] == "flavour"
-    )
+    assert raw.headers["x-request-id"] == "a-click"
+    assert raw.headers["x-baton-ignored-params"] == "flavour"
     assert raw.parse().id == f"chatcmpl-mine-{up.kind}"
     assert [part.split(";")[0] for part in raw.headers["server-timing"].split(", ")] == list(PHASES)
 
@@ -289,9 +265,8 @@ def test_a_stream_that_fails_ends_with_an_error_the_client_raises(client, stub, 
         extra_body={"ignore_eos": True, "request_id": f"cut-{up.kind}"},
     )
     next(chunks)
-    assert (
-        stub.Abort(pb.AbortRequest(request_id=f"cut-{up.kind}")).outcome == pb.ABORT_OUTCOME_ABORTED
-    )
+    reply = stub.Abort(pb.AbortRequest(request_id=f"cut-{up.kind}"))
+    assert reply.outcome == pb.ABORT_OUTCOME_ABORTED
     with pytest.raises(openai.APIError, match="aborted"):
         list(chunks)
 
@@ -310,9 +285,8 @@ async def test_the_async_client_many_at_once(up):
             for _ in range(8)
         ]
         answers = await asyncio.gather(*whole, *(stream() for _ in range(8)))
-    assert [a if isinstance(a, str) else a.choices[0].message.content for a in answers] == [
-        PARIS
-    ] * 16
+    texts = [a if isinstance(a, str) else a.choices[0].message.content for a in answers]
+    assert texts == [PARIS] * 16
 
 
 GOLDEN_REQUESTS = {
@@ -365,7 +339,13 @@ def test_the_bytes_are_those_on_file(up, name):
     )
 
 
-# --- anatomy --------------------------------------------------------------------------------------
+# --- timing ---------------------------------------------------------------------------------------
+
+
+def sums_of(histogram, exposition):
+    """The sum of each series of a histogram."""
+    pattern = rf"^{histogram}_sum(?:\{{.*\}})? (\S+)$"
+    return [float(x) for x in re.findall(pattern, exposition, re.M)]
 
 
 def test_the_phases_add_up_everywhere(up, client):
@@ -378,27 +358,19 @@ def test_the_phases_add_up_everywhere(up, client):
     timing = json.loads(raw.text if isinstance(raw.text, str) else raw.text())["timing"]
     assert abs(sum(timing[f"{p}_ms"] for p in TTFT_PHASES) - timing["ttft_ms"]) < 0.01
     assert abs(sum(timing[f"{p}_ms"] for p in PHASES) - timing["e2e_ms"]) < 0.01
-    assert (
-        timing["path"] == "pd"
-        and timing["attempts"] == ["0:pd:ok"]
-        and timing["prefill_pid"] != timing["decode_pid"]
-    )
+    assert timing["path"] == "pd"
+    assert timing["attempts"] == ["0:pd:ok"]
+    assert timing["prefill_pid"] != timing["decode_pid"]
     metrics = httpx.get(f"{up.url}/metrics").text
-    phases = [
-        float(x)
-        for x in re.findall(r"^baton_request_phase_seconds_sum\{.*\} (\S+)$", metrics, re.M)
-    ]
-    (e2e,) = [
-        float(x) for x in re.findall(r"^baton_e2e_seconds_sum(?:\{.*\})? (\S+)$", metrics, re.M)
-    ]
-    assert len(phases) == len(PHASES) and abs(sum(phases) - e2e) < 1e-6 * max(1, e2e)
+    phases_s = sums_of("baton_request_phase_seconds", metrics)
+    (e2e_s,) = sums_of("baton_e2e_seconds", metrics)
+    assert len(phases_s) == len(PHASES)
+    assert abs(sum(phases_s) - e2e_s) < 1e-6 * max(1, e2e_s)
     if up.kind == "local":  # on Ray the routers' standard error is in Ray's log files
         line = up.logged(f"sum-{up.kind}")
-        assert (
-            line["path"] == "pd"
-            and line["outcome"] == "finished"
-            and line["attempts"] == ["0:pd:ok"]
-        )
+        assert line["path"] == "pd"
+        assert line["outcome"] == "finished"
+        assert line["attempts"] == ["0:pd:ok"]
         assert abs(sum(line["phases_ms"].values()) - line["e2e_ms"]) < 0.02
         assert "France" not in json.dumps(line)
 
@@ -408,28 +380,28 @@ def test_the_phases_add_up_everywhere(up, client):
 
 def test_tokenize_detokenize_load_and_offline_docs(up):
     text = "naïve 日本"
-    reply = httpx.post(
-        f"{up.url}/tokenize", json={"prompt": text, "return_token_strs": True}
-    ).json()
-    assert reply["tokens"] == list(text.encode()) and reply["count"] == len(text.encode()) == len(
-        reply["token_strs"]
-    )
-    assert httpx.post(f"{up.url}/detokenize", json={"tokens": reply["tokens"]}).json() == {
-        "prompt": text
-    }
+    asked = {"prompt": text, "return_token_strs": True}
+    reply = httpx.post(f"{up.url}/tokenize", json=asked).json()
+    assert reply["tokens"] == list(text.encode())
+    assert reply["count"] == len(reply["tokens"]) == len(reply["token_strs"])
+    back = httpx.post(f"{up.url}/detokenize", json={"tokens": reply["tokens"]}).json()
+    assert back == {"prompt": text}
     chat = httpx.post(f"{up.url}/tokenize", json={"messages": ASK}).json()
-    assert chat["count"] == 34 and chat["max_model_len"] == 2048
+    assert chat["count"] == 34
+    assert chat["max_model_len"] == 2048
     load = httpx.get(f"{up.url}/load").json()
-    assert load["server_load"] == 0 and load["pools"]["prefill"]["replicas"] == 1
+    assert load["server_load"] == 0
+    assert load["pools"]["prefill"]["replicas"] == 1
     page = httpx.get(f"{up.url}/docs").text
-    links = re.findall(r'(?:src|href)="([^"]+)"', page)
-    assert links and all(link.startswith("/") for link in links)
-    assert all(httpx.get(up.url + link).status_code == 200 for link in links)
+    urls = re.findall(r'(?:src|href)="([^"]+)"', page)
+    assert urls
+    assert all(url.startswith("/") for url in urls)
+    assert all(httpx.get(up.url + url).status_code == 200 for url in urls)
     paths = httpx.get(f"{up.url}/openapi.json").json()["paths"]
-    schema = paths["/v1/chat/completions"]["post"]["requestBody"]["content"]["application/json"][
-        "schema"
-    ]
-    assert "min_p" in schema["properties"] and "messages" in schema["required"]
+    content = paths["/v1/chat/completions"]["post"]["requestBody"]["content"]
+    schema = content["application/json"]["schema"]
+    assert "min_p" in schema["properties"]
+    assert "messages" in schema["required"]
 
 
 # --- the generated gRPC client --------------------------------------------------------------------
@@ -438,30 +410,28 @@ def test_tokenize_detokenize_load_and_offline_docs(up):
 def test_grpc_chat_tokenize_detokenize(stub):
     messages = [pb.ChatMessage(role="user", content=ASK[0]["content"])]
     greedy = pb.SamplingOptions(temperature=0)
-    events = list(
-        stub.Chat(
-            pb.ChatRequest(
-                messages=messages, sampling=greedy, response=pb.ResponseOptions(timing=True)
-            )
-        )
-    )
+    timed = pb.ResponseOptions(timing=True)
+    asked = pb.ChatRequest(messages=messages, sampling=greedy, response=timed)
+    events = list(stub.Chat(asked))
     assert "".join(e.delta.text for e in events) == PARIS
-    assert events[-1].summary.usage.prompt_tokens == 34
-    t = events[-1].summary.timing
-    assert abs(sum(getattr(t, f"{p}_s") for p in PHASES) - t.e2e_s) < 1e-9 and t.path == "pd"
+    summary = events[-1].summary
+    assert summary.usage.prompt_tokens == 34
+    assert summary.timing.path == "pd"
+    phases_s = [getattr(summary.timing, f"{name}_s") for name in PHASES]
+    assert abs(sum(phases_s) - summary.timing.e2e_s) < 1e-9
     made = stub.Tokenize(pb.TokenizeRequest(conversation=pb.Conversation(messages=messages)))
-    assert len(made.token_ids) == 34 and made.max_model_len == 2048
+    assert len(made.token_ids) == 34
+    assert made.max_model_len == 2048
     plain = stub.Tokenize(pb.TokenizeRequest(text="héllo"))
-    assert bytes(plain.token_ids).decode() == "héllo" and len(plain.tokens) == 6
+    assert bytes(plain.token_ids).decode() == "héllo"
+    assert len(plain.tokens) == 6
     assert stub.Detokenize(pb.DetokenizeRequest(token_ids=plain.token_ids)).text == "héllo"
     variables = Struct()
     variables.update({"evil": 1})
+    forbidden = pb.ChatOptions(template_kwargs=variables)
     for bad, field in (
         (pb.ChatRequest(), "messages"),
-        (
-            pb.ChatRequest(messages=messages, chat=pb.ChatOptions(template_kwargs=variables)),
-            "template_kwargs",
-        ),
+        (pb.ChatRequest(messages=messages, chat=forbidden), "template_kwargs"),
     ):
         with pytest.raises(grpc.RpcError, match=field) as caught:
             list(stub.Chat(bad))
@@ -481,36 +451,28 @@ def test_grpc_presence_zero_is_zero_and_absent_is_the_default(stub):
 
     assert ask() == ask(temperature=1.0) != ask(temperature=0.0)
     assert ask(temperature=0, logit_bias={97: 100.0}) == "a" * 20
-    scored = stub.Generate(
-        pb.GenerateRequest(text="abc", response=pb.ResponseOptions(prompt_logprobs=0))
-    )
-    assert [t.token_id for t in scored.prompt.tokens] == list(b"bc") and scored.prompt.tokens[
-        0
-    ].logprob < 0
+    scores = pb.ResponseOptions(prompt_logprobs=0)
+    scored = stub.Generate(pb.GenerateRequest(text="abc", response=scores)).prompt.tokens
+    assert [t.token_id for t in scored] == list(b"bc")
+    assert scored[0].logprob < 0
     with pytest.raises(grpc.RpcError, match="min_p"):
         ask(min_p=1.5)
 
 
 def test_grpc_trailers_carry_the_id_and_on_failure_the_usage(stub, up):
-    call = stub.GenerateStream(
-        pb.GenerateRequest(
-            request_id=f"trail-{up.kind}",
-            text="x",
-            stopping=pb.StoppingOptions(max_tokens=1500, ignore_eos=True),
-        )
-    )
+    request_id = f"trail-{up.kind}"
+    long = pb.StoppingOptions(max_tokens=1500, ignore_eos=True)
+    call = stub.GenerateStream(pb.GenerateRequest(request_id=request_id, text="x", stopping=long))
     for _ in range(5):
         next(call)
-    stub.Abort(pb.AbortRequest(request_id=f"trail-{up.kind}"))
+    stub.Abort(pb.AbortRequest(request_id=request_id))
     with pytest.raises(grpc.RpcError):
         list(call)
     trailers = dict(call.trailing_metadata())
     usage = pb.Usage.FromString(trailers["baton-usage-bin"])
-    assert (
-        trailers["x-request-id"] == f"trail-{up.kind}"
-        and usage.completion_tokens >= 5
-        and usage.prompt_tokens == 1
-    )
+    assert trailers["x-request-id"] == request_id
+    assert usage.completion_tokens >= 5
+    assert usage.prompt_tokens == 1
     assert "grpc-status-details-bin" in trailers
     _, good = stub.Generate.with_call(
         pb.GenerateRequest(text="x"), metadata=(("x-request-id", f"meta-{up.kind}"),)
@@ -554,16 +516,16 @@ def test_the_client_repeats_what_may_help_and_waits_as_told(busy):
             while not httpx.get(f"{busy.url}/load").json()["queued"]:
                 assert not queued.done()
             refused = httpx.post(f"{busy.url}/v1/completions", json={"prompt": "x"})
-            assert refused.status_code == 503 and refused.headers["x-should-retry"] == "true"
-            assert (
-                1 <= int(refused.headers["retry-after"]) <= 60
-                and 1000 <= int(refused.headers["retry-after-ms"]) <= 60_000
-            )
+            assert refused.status_code == 503
+            assert refused.headers["x-should-retry"] == "true"
+            assert 1 <= int(refused.headers["retry-after"]) <= 60
+            assert 1000 <= int(refused.headers["retry-after-ms"]) <= 60_000
             assert refused.json()["error"]["code"] == "queue_full"
             # Nobody's answer goes on while it is not read.
             reader = threads.submit(list, lines)
             reply = client.completions.create(model=MODEL, prompt="x", max_tokens=2)
-            assert reply.usage.completion_tokens == 2 and len(sent) >= 2
+            assert reply.usage.completion_tokens == 2
+            assert len(sent) >= 2
             reader.result(60)
             assert queued.result(60).text.endswith("data: [DONE]\n\n")
 
@@ -573,6 +535,8 @@ def test_a_slow_body_is_given_up_and_strict_refuses_unknown_fields(busy):
     with socket.create_connection((host, int(port)), timeout=10) as raw:
         raw.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n{")
         answer = raw.recv(4096).decode()
-    assert "408" in answer.splitlines()[0] and "x-should-retry: false" in answer.lower()
+    assert "408" in answer.splitlines()[0]
+    assert "x-should-retry: false" in answer.lower()
     reply = httpx.post(f"{busy.url}/v1/completions", json={"prompt": "x", "flavour": 1})
-    assert reply.status_code == 400 and reply.json()["error"]["param"] == "flavour"
+    assert reply.status_code == 400
+    assert reply.json()["error"]["param"] == "flavour"
