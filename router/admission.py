@@ -193,11 +193,11 @@ class Admission:
         num_left = share - self._num_running[tier]
         is_limited = share < self._max_running
         return Ahead(
-            self.num_running,
-            queued.num_requests,
-            queued.num_tokens,
-            is_free,
-            max(0, queued.num_own + 1 - num_left) if is_limited else 0,
+            num_running=self.num_running,
+            num_requests=queued.num_requests,
+            num_tokens=queued.num_tokens,
+            is_free=is_free,
+            num_own_releases=max(0, queued.num_own + 1 - num_left) if is_limited else 0,
         )
 
     def _shortage(self, tier: str, tenant: str) -> Shortage | None:

@@ -45,6 +45,7 @@ class GenerationService:
 
     def __init__(  # noqa: PLR0913 - what both servers share meets here
         self,
+        *,
         model: ServedModel,
         config: RouterConfig,
         runner: RequestRunner,

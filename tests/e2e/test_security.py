@@ -1,4 +1,4 @@
-"""The doors are closed: keys, tenants, certificates and roles,
+"""The servers are closed: keys, tenants, certificates and roles,
 and every listening socket accounted for."""
 
 import asyncio
@@ -29,7 +29,7 @@ PROMPT = "def main(argv):\n    for value in argv: print(value, index, self)\n" *
 
 @contextlib.asynccontextmanager
 async def closed_cluster(folder):
-    """A cluster with keys of two tenants, certificates inside and on the doors."""
+    """A cluster with keys of two tenants, certificates inside and on the servers."""
     roles = {"scraper": KeyRole.METRICS, "operator": KeyRole.ADMIN}
     keys = {
         name: new_key(name, "standard", roles.get(name, KeyRole.TENANT))
