@@ -7,7 +7,7 @@ SERVERS = "tests/component/test_tiers.py::"
 
 QUEUES = "tests/unit/router/test_tier_queues.py::"
 ADMISSION = "tests/unit/router/test_admission.py::"
-ARRIVALS = "tests/unit/router/test_arrivals.py::"
+ARRIVALS = "tests/unit/router/test_admission_arrivals.py::"
 ENGINE = "tests/unit/engine/scheduling/test_scheduler_tiers.py::"
 CLUSTER = "tests/simulation/test_tier_rules.py::"
 TENANTS = "tests/unit/router/test_fair_queue.py::"

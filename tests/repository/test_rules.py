@@ -97,7 +97,7 @@ case "$*" in *tests/{failing or "nothing"}*) exit 1;; esac
         check=False,
     )
     assert (done.returncode == 0) is (failing == ""), done
-    assert len((tmp_path / "ran").read_text().splitlines()) == 4
+    assert len((tmp_path / "ran").read_text().splitlines()) == 5
 
 
 def test_links_in_documents_exist():
