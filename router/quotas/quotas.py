@@ -141,7 +141,7 @@ class Quotas:
         account = self._accounts.get(key)
         if account is None:
             account = self._accounts[key] = Account(
-                key, self._router, self._clock.now_ms, self._sharing, self._unique
+                key, self._router, self._clock, self._sharing, self._unique
             )
         return account
 

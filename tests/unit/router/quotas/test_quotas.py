@@ -255,6 +255,23 @@ async def test_what_was_granted_before_the_store_was_seen_moves_to_its_clock():
         assert await take(late, 1000)
 
 
+@virtual
+async def test_what_is_refunded_moves_with_what_was_charged():
+    store = MemoryQuotaStore()
+    async with Routers(2, store, clocks=[Shifted(5000.0), Shifted(70.0)]) as routers:
+        late = routers.new("late", Shifted(123.0))
+        late.is_local = True
+        unfinished = await take(late, 400)
+        routers.start(late)
+        await asyncio.sleep(0.3)
+        late.settle(KEY, unfinished, Amount(1, 100))
+        assert left(late) <= 500, "only a share, so soon after"
+        await asyncio.sleep(GRACE_S)
+        assert left(late) == 900
+        assert not await take(routers[0], 901)
+        assert await take(routers[0], 900)
+
+
 # --- requests that are repeated -------------------------------------------------------------------
 
 
