@@ -10,7 +10,9 @@ client that names none it is an estimate; what comes beyond it is charged at the
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import math
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -132,7 +134,8 @@ class Charging:
             _most_tokens(request, params, limits.tokens)
             for params, request in zip(all_params, made, strict=True)
         )
-        charge = await self._quotas.charge(key, limits, Amount(1, tokens), first.request_id)
+        name = _name_of(first.request_id, made)
+        charge = await self._quotas.charge(key, limits, Amount(1, tokens), name)
         return ReplyCharge(self._quotas, key, charge, len(made))
 
     def headers(self, identity: Identity) -> dict[str, str]:
@@ -177,6 +180,20 @@ def duration(seconds: float) -> str:
     minutes, ms = divmod(ms, 60_000)
     rest = f"{ms / 1000:g}s"
     return f"{minutes}m{rest}" if minutes else rest
+
+
+def _name_of(request_id: str, made: Sequence[GenerateRequest]) -> str:
+    """Name what a client asks for under its id; empty: it gave none.
+
+    Another prompt, or other parameters, under the same id are another request: it would be free.
+    """
+    if not request_id:
+        return ""
+    content = hashlib.blake2b(digest_size=16)
+    for request in made:
+        content.update(repr((len(request.token_ids), request.sampling, request.seed)).encode())
+        content.update(array("q", request.token_ids).tobytes())
+    return f"{request_id}:{content.hexdigest()}"
 
 
 def _most_tokens(request: GenerateRequest, params: RequestParams, limit: int) -> int:

@@ -106,6 +106,20 @@ BUGS = [
         ROUTERS + "test_a_named_request_is_charged_once_however_often_and_wherever_it_runs",
     ),
     Bug(
+        "a name that a client gives buys any prompts for the price of one",
+        "router/charging.py",
+        'return f"{request_id}:{content.hexdigest()}"',
+        "return request_id",
+        CHARGING + "test_another_request_under_the_same_name_is_charged_by_itself",
+    ),
+    Bug(
+        "a named request is free for a minute once it was charged",
+        "router/quotas/ledger.py",
+        "if last is None or last.number % RUNS_PER_CHARGE == 0:",
+        "if last is None:",
+        ROUTERS + "test_one_charge_pays_for_some_runs_and_not_for_a_minute_of_them",
+    ),
+    Bug(
         "a router without the store grants without end",
         "router/quotas/rules.py",
         "    if used == NOTHING or fits(used, amount, share):\n",
