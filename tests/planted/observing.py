@@ -126,4 +126,18 @@ BUGS = [
         "",
         "tests/component/test_sampling_exactness.py",
     ),
+    Bug(
+        "usage is made without what prefill says a moment later",
+        "router/attempts.py",
+        "            await attempt.prefill_report(min(REPORT_WAIT_S, left_s / 2))\n",
+        "",
+        "tests/simulation/test_late_reports.py",
+    ),
+    Bug(
+        "a whole answer waits for prefill as long as it may",
+        "router/attempts.py",
+        "min(REPORT_WAIT_S, left_s / 2)",
+        "left_s / 2",
+        "tests/simulation/test_late_reports.py",
+    ),
 ]
