@@ -43,7 +43,7 @@ def _show(
     console.print(_workers(replicas))
     console.print(_tiers(tiers))
     for line in _lines(readiness):
-        console.print(line, markup=False, highlight=False)
+        console.print(line, highlight=False)
 
 
 def _workers(replicas: list[dict[str, Any]]) -> Table:

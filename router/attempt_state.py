@@ -62,7 +62,7 @@ class AttemptState:
 
     async def prefill_report(self, wait_s: float) -> None:
         """Wait for what prefill measured: decode may have said everything before its first word."""
-        if self.placement.path is Path.PD:
+        if self.placement.path is Path.PD and not self.prefill_reported.is_set():
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(wait_s):
                     await self.prefill_reported.wait()
