@@ -284,15 +284,14 @@ DOUBLES = st.sampled_from(
 )
 STRINGS = TEXTS.filter(lambda t: not any("\ud800" <= c <= "\udfff" for c in t))
 FIELDS = [
-    ("sampling", "temperature", DOUBLES),
+    *(
+        ("sampling", field.name, DOUBLES)
+        for field in pb.SamplingOptions.DESCRIPTOR.fields
+        if field.type in (field.TYPE_DOUBLE, field.TYPE_FLOAT)
+    ),
     ("sampling", "top_k", INTS),
-    ("sampling", "top_p", DOUBLES),
     ("sampling", "n", INTS),
     ("sampling", "seed", st.sampled_from([0, 1, 2**63, 2**64 - 1])),
-    ("sampling", "min_p", DOUBLES),
-    ("sampling", "presence_penalty", DOUBLES),
-    ("sampling", "frequency_penalty", DOUBLES),
-    ("sampling", "repetition_penalty", DOUBLES),
     ("stopping", "max_tokens", st.sampled_from([0, 1, 2, 5000, 2**32 - 1])),
     ("stopping", "min_tokens", INTS),
     ("stopping", "ignore_eos", st.booleans()),
