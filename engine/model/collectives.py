@@ -22,6 +22,8 @@ import torch
 import torch.distributed
 from torch import Tensor
 
+from core.errors import ModelLoadError
+
 dist: Any = torch.distributed
 """Its stubs lack the classes of process groups."""
 
@@ -55,6 +57,30 @@ class Collectives(Protocol):
             fp32 [rows of this rank, sum of widths], in the order of rows.
         """
         ...
+
+
+def check_own_gpu(store: Any, rank: int, size: int, gpu: str) -> None:  # noqa: ANN401
+    """Compare GPUs with the other ranks; returns when all have said theirs.
+
+    Args:
+        store: Where all ranks of the group meet.
+        rank: This one.
+        size: How many there are.
+        gpu: Identity of this rank's GPU.
+
+    Raises:
+        ModelLoadError: Another rank is on the same GPU. NCCL would say so only at the first
+            operation, in words that name no setting.
+    """
+    gpus = dist.PrefixStore("gpus", store)
+    gpus.set(str(rank), gpu)
+    of_ranks = [gpus.get(str(other)).decode() for other in range(size)]
+    shared = [other for other in range(size) if of_ranks[other] == gpu]
+    if len(shared) > 1:
+        raise ModelLoadError(
+            f"ranks {' and '.join(map(str, shared))} are on one GPU ({gpu}), and NCCL takes one "
+            f"rank a GPU; lower engine.tensor_parallel_size ({size}) or add GPUs"
+        )
 
 
 def add_in_order(x: Tensor, rows: int, terms: Sequence[Tensor]) -> Tensor:
@@ -103,10 +129,15 @@ class DistributedGroup:
         No global group is made, so a process may be in several and leave without a word. Over NCCL
         an operation is only queued when it returns; a rank that waits for one that never ends is
         ended by its worker.
+
+        Raises:
+            ModelLoadError: Two ranks of NCCL are on one GPU.
         """
         # A file and not a port: nothing to choose, and nothing that a stranger could connect to.
         store = dist.FileStore(str(rendezvous), size)
         if is_cuda:
+            gpu = torch.cuda.get_device_properties(torch.cuda.current_device())
+            check_own_gpu(store, rank, size, str(gpu.uuid))
             nccl = dist.ProcessGroupNCCL.Options()
             nccl._timeout = timedelta(seconds=WAIT_S)  # noqa: SLF001
             return cls(dist.ProcessGroupNCCL(store, rank, size, nccl), rank, size)
