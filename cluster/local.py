@@ -27,6 +27,8 @@ START_TIMEOUT_S = 120.0
 STOP_TIMEOUT_S = 12.0
 MAX_PAUSE_S = 30.0
 MAX_ROUTER_FAILURES = 3
+MAX_LINE_BYTES = 64 << 20
+"""Longest report of a child."""
 
 
 class Child:
@@ -40,21 +42,30 @@ class Child:
     @classmethod
     async def spawn(cls, kind: str, config: BatonConfig) -> Child:
         """Start a child and send it its config."""
+        child = await cls.start("cluster.child", kind)
+        # On standard input: a command line is there for every user to read, and secrets are in it.
+        await child.send(config.model_dump_json())
+        return child
+
+    @classmethod
+    async def start(cls, module: str, *arguments: str) -> Child:
+        """Start `python -m MODULE ARGUMENT... LIFE_FD`, which exchanges lines with this process."""
         life_read, life_write = os.pipe()
-        command = [sys.executable, "-m", "cluster.child", kind, str(life_read)]
         process = await asyncio.create_subprocess_exec(
-            *command,
+            sys.executable,
+            "-m",
+            module,
+            *arguments,
+            str(life_read),
             pass_fds=(life_read,),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             start_new_session=True,  # a terminal's Ctrl-C is for the parent, which ends it in order
+            limit=MAX_LINE_BYTES,
         )
         # The parent's copy goes: the child sees the end of the pipe only when no other end is open.
         os.close(life_read)
-        child = cls(process, life_write)
-        # On standard input: a command line is there for every user to read, and secrets are in it.
-        await child.send(config.model_dump_json())
-        return child
+        return cls(process, life_write)
 
     async def send(self, line: str) -> None:
         """Send one line; a dead child's pipe is no error here, as its exit is watched elsewhere."""
