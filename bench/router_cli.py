@@ -1,0 +1,173 @@
+"""`baton bench router` in the terminal: progress, table, JSON.
+
+Owns what is shown, and where a run comes from. Does not know how anything is measured.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from bench.router_bench import OnDone, RouterBench
+from bench.router_plan import RouterPlan
+from bench.router_report import summarise_first_token, summarise_overload, summarise_streams
+
+MACHINE = ("cpu", "cores", "usable_cores", "memory", "system", "python")
+FIGURES = (
+    ("added TTFT, ms", "first_token", "added_ttft_ms"),
+    ("of it, to the worker", "first_token", "to_worker_ms"),
+    ("of it, back to the client", "first_token", "to_client_ms"),
+    ("a refusal, ms", "overload", "refusal_ms"),
+    ("TTFT of the admitted meanwhile, ms", "overload", "ttft_ms"),
+)
+"""What has percentiles: its name in the table, the load, and the key."""
+
+
+def run_bench_router(
+    plan: RouterPlan, facts: Mapping[str, Any], save: Path | None, *, as_json: bool
+) -> None:
+    """Run and report.
+
+    Args:
+        plan: What to measure.
+        facts: Of this machine, as `baton collect-env` has them.
+        save: A file for the JSON, besides what is shown.
+        as_json: Show JSON and no table.
+
+    Raises:
+        ConfigError: Redis is missing, or this is not Linux.
+        ServingError: A process died, or no request was answered.
+    """
+    loads = (plan.first_token_load(), plan.stream_load(), plan.overload_load())
+    progress = Progress(
+        TextColumn("requests"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=Console(stderr=True),
+        transient=True,
+        disable=as_json and not Console(stderr=True).is_terminal,
+    )
+    with progress:
+        bar = progress.add_task("requests", total=sum(load.requests for load in loads))
+        found = asyncio.run(measure(plan, lambda count: progress.advance(bar, count)))
+    report = {**origin(facts), "parameters": parameters(plan), **headline(found), **found}
+    text = json.dumps(report, indent=2)
+    if save is not None:
+        save.write_text(text + "\n", encoding="utf-8")
+    if as_json:
+        typer.echo(text)
+    else:
+        _show(plan, report)
+
+
+async def measure(plan: RouterPlan, on_done: OnDone) -> dict[str, dict[str, Any]]:
+    """Offer the three loads, one after the other.
+
+    Raises:
+        ServingError: One of them could not be measured.
+    """
+    with RouterBench(plan) as bench:
+        first_token = await bench.measure(plan.first_token_load(), on_done)
+        streams = await bench.measure(plan.stream_load(), on_done)
+        overload = await bench.measure(
+            plan.overload_load(), on_done, max_running=plan.max_concurrent, max_queued=0
+        )
+    return {
+        "first_token": summarise_first_token(first_token),
+        "streams": summarise_streams(streams),
+        "overload": summarise_overload(overload, plan.seconds),
+    }
+
+
+def headline(found: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the figures that runs are compared by."""
+    first_token = found["first_token"]
+    overload = found["overload"]
+    return {
+        "added_ttft_ms_p50": first_token["added_ttft_ms_p50"],
+        "added_ttft_ms_p99": first_token["added_ttft_ms_p99"],
+        "tokens_per_s_per_core": found["streams"]["tokens_per_s_per_core"],
+        "refusals_per_s": overload["refusals_per_s"],
+        "refusal_ms_p50": overload["refusal_ms_p50"],
+        "refusal_ms_p99": overload["refusal_ms_p99"],
+    }
+
+
+def parameters(plan: RouterPlan) -> dict[str, Any]:
+    """Return the plan, and what follows from it."""
+    return {
+        **asdict(plan),
+        "stream_tokens": plan.stream_tokens,
+        "capacity_per_s": plan.capacity_per_s,
+        "overload_per_s": plan.overload_load().rate,
+    }
+
+
+def origin(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Say which code ran where, and when."""
+    return {
+        "commit": _commit(),
+        "command": " ".join(["baton", *sys.argv[1:]]),
+        "at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": {name: facts[name] for name in MACHINE},
+        "versions": facts["packages"],
+    }
+
+
+def _commit() -> str:
+    """Return the commit of this code; empty if it is installed without a checkout."""
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    try:
+        done = subprocess.run(  # noqa: S603 - fixed words
+            command, capture_output=True, text=True, check=False, cwd=Path(__file__).parent
+        )
+    except OSError:
+        return ""
+    return done.stdout.strip()
+
+
+def _show(plan: RouterPlan, report: Mapping[str, Any]) -> None:
+    console = Console()
+    table = Table("", "p50", "p99", box=box.SIMPLE)
+    for name, load, key in FIGURES:
+        values = [report[load][f"{key}_p{share}"] for share in (50, 99)]
+        table.add_row(name, *("-" if value is None else f"{value:.2f}" for value in values))
+    console.print(table)
+    first_token, streams, overload = (report[n] for n in ("first_token", "streams", "overload"))
+    console.print(
+        f"{plan.rate:g} requests/s of {plan.prompt_tokens} tokens: {first_token['completed']} of "
+        f"{first_token['requests']} answered, router CPU {_cpu(first_token)}"
+    )
+    console.print(
+        f"{plan.streams} streams: {streams['tokens']} tokens, {streams['tokens_per_s']:.0f}/s, "
+        f"{streams['tokens_per_s_per_core']:.0f}/s per core of the router"
+    )
+    console.print(
+        f"{plan.overload:g} times the capacity of {plan.max_concurrent} at once: "
+        f"{overload['refusals_per_s']:.0f} refusals/s, {overload['answered_per_s']:.0f} answers/s "
+        f"of {plan.capacity_per_s:.0f}, router CPU {_cpu(overload)}"
+    )
+    for load in ("first_token", "streams", "overload"):
+        for message, count in report[load]["errors"].items():
+            console.print(f"{load}: {count} times {message}", markup=False)
+
+
+def _cpu(load: Mapping[str, Any]) -> str:
+    """Describe how much of a core the router used."""
+    share = load["router_cpu_s"] / load["took_s"]
+    children = load["children_cpu_s"] / load["took_s"]
+    return f"{share:.0%} of a core, its child processes {children:.0%}"
