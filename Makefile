@@ -16,8 +16,8 @@ PACKAGES := core process transport prefix_index engine kv_transfer kv_storage wo
 	decode_worker router cluster simulation client baton bench cli
 PROTOS := $(wildcard protos/baton/v1/*.proto protos/baton/internal/v1/*.proto)
 
-.PHONY: setup install dist docs demo test test-processes test-rest test-virtual test-fast test-long \
-	mutants coverage check check-style check-types check-types-of-tests protos reference sbom format clean
+.PHONY: setup install dist docs demo test test-processes test-rest test-virtual test-search test-fast \
+	test-long mutants coverage check check-style check-types check-types-of-tests protos reference sbom format clean
 
 setup: $(VENV)/.ready
 
@@ -56,10 +56,11 @@ demo: setup
 	$(BIN)/python -m cli.demo
 
 # Two runs at once: real processes, which wait more than they compute, and all the rest, which takes
-# what they leave; virtual time, when one of them is done. Each may fail; all are heard to the end.
+# what they leave; virtual time, when one of them is done. The search comes last, as it alone uses
+# every core. Each may fail; all are heard to the end.
 # Of the slowest tests (`sampled`) each runs every other or third day.
 test: setup
-	$(MAKE) --jobs=2 --keep-going --output-sync=target test-processes test-rest test-virtual
+	$(MAKE) --jobs=2 --keep-going --output-sync=target test-processes test-rest test-virtual test-search
 
 test-processes: setup
 	$(PYTEST) --sampled tests/faults; failed=$$?; $(PYTEST) --sampled tests/e2e && exit $$failed
@@ -69,7 +70,10 @@ test-rest: setup
 		tests/unit
 
 test-virtual: setup
-	nice -n 5 $(PYTEST) --sampled tests/simulation
+	nice -n 5 $(PYTEST) --sampled tests/simulation -k "not 500_seeds"
+
+test-search: setup
+	nice -n 5 $(PYTEST) tests/simulation/test_trials.py -k 500_seeds
 
 # While one works: no cluster, no rank processes, a few seeds of the simulation. Each kind
 # of fault alone takes four trials, and there are over forty.

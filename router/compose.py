@@ -177,11 +177,11 @@ def compose_service(components: RouterComponents, parts: ServiceComponents) -> R
     placer = Placer(sessions.candidates, prefixes, fetches, clock)
     core = _core(components, sessions, admission, prefixes, fetches, placer, recorder)
     service = GenerationService(
-        parts.model,
-        config,
-        core.orchestrator,
-        admission,
-        RequestBuilder(
+        model=parts.model,
+        config=config,
+        runner=core.orchestrator,
+        admission=admission,
+        builder=RequestBuilder(
             parts.model,
             config,
             parts.tokenizer,
@@ -193,18 +193,20 @@ def compose_service(components: RouterComponents, parts: ServiceComponents) -> R
             parts.public_prompts,
             components.tiers,
         ),
-        parts.tokenizer,
-        parts.text,
-        Canary(parts.model, config, core.orchestrator, sessions, clock, components.ids, proof),
-        status,
-        telemetry,
-        recorder,
-        parts.keyring,
-        parts.read_prefix_report,
-        explanations,
-        PromptReport(prefixes, placer, sessions.candidates, components.placement),
-        _charging(components, parts, telemetry),
-        clock,
+        tokenizer=parts.tokenizer,
+        text=parts.text,
+        canary=Canary(
+            parts.model, config, core.orchestrator, sessions, clock, components.ids, proof
+        ),
+        status=status,
+        telemetry=telemetry,
+        recorder=recorder,
+        keyring=parts.keyring,
+        read_prefix_report=parts.read_prefix_report,
+        explanations=explanations,
+        prompt_report=PromptReport(prefixes, placer, sessions.candidates, components.placement),
+        charging=_charging(components, parts, telemetry),
+        clock=clock,
     )
     return Router(core, service, mirror)
 
@@ -280,14 +282,14 @@ def _core(
         observer,
     )
     orchestrator = Orchestrator(
-        attempts,
-        admission,
-        config,
-        components.placement,
-        components.clock,
-        components.ids,
-        components.new_decoder,
-        components.tracing,
-        observer,
+        attempts=attempts,
+        admission=admission,
+        config=config,
+        placement=components.placement,
+        clock=components.clock,
+        ids=components.ids,
+        new_decoder=components.new_decoder,
+        tracing=components.tracing,
+        observer=observer,
     )
     return RouterCore(sessions, admission, attempts, orchestrator)

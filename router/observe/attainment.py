@@ -6,14 +6,14 @@ Owns what counts as met, as missed, and as neither. Does not know who counts.
 from __future__ import annotations
 
 from core.config import TierConfig
-from core.errors import Overloaded, ServingError, all_errors
+from core.errors import ServingError
 from core.timeline import Timeline
 from router.calls import Call, outcome_of
+from router.refusals import OVERLOAD_CODES
 
 MET = "met"
 MISSED = "missed"
 RESULTS = (MET, MISSED)
-_OVERLOAD = frozenset(kind.code for kind in all_errors() if issubclass(kind, Overloaded))
 
 
 def result_of(tier: TierConfig, line: Timeline, error: ServingError | None) -> str:
@@ -37,7 +37,7 @@ def result_of_call(call: Call) -> str:
 
 def _is_ours(outcome: str, code: str) -> bool:
     # Over all that was offered: to refuse what would be late must not raise the attainment.
-    return outcome == "failed" or code in _OVERLOAD
+    return outcome == "failed" or code in OVERLOAD_CODES
 
 
 def _within(took_s: float | None, limit_s: float) -> bool:

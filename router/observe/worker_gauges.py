@@ -31,7 +31,7 @@ def worker_gauges(
         metrics.WORKER_PREEMPTIONS: lambda: _summed(
             ((name,), view.load.num_preemptions) for name, view in _named(read())
         ),
-        metrics.WORKER_EXPOSED: lambda: _latest(read()),
+        metrics.WORKER_EXPOSED: lambda: _exposed_transfers(read()),
     }
 
 
@@ -58,7 +58,7 @@ def _sequences(views: Sequence[WorkerView]) -> Iterator[tuple[tuple[str, str], i
         yield (name, "waiting"), view.load.num_waiting
 
 
-def _latest(views: Sequence[WorkerView]) -> Mapping[tuple[str, ...], float]:
+def _exposed_transfers(views: Sequence[WorkerView]) -> Mapping[tuple[str, ...], float]:
     """Return by how much the KV of each prefill worker is late; times cannot be summed up."""
     found: dict[tuple[str, ...], float] = {}
     for name, view in _named(views):

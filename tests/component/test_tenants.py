@@ -66,11 +66,11 @@ async def test_a_tenant_sees_who_holds_its_own_prompts_and_an_admin_sees_anybody
             assert several.status_code == 400 and "send one" in several.text
 
 
-@pytest.mark.parametrize("door", ["http", "grpc"])
-async def test_equal_ids_of_two_tenants_run_beside_each_other_and_end_alone(servers, door):
+@pytest.mark.parametrize("server", ["http", "grpc"])
+async def test_equal_ids_of_two_tenants_run_beside_each_other_and_end_alone(servers, server):
     servers.wait_for_workers()
     names = ("acme", "bulk")
-    if door == "http":
+    if server == "http":
         webs = {name: servers.web(name) for name in names}
         headers = {"idempotency-key": "same"}
         calls = {
@@ -124,11 +124,11 @@ async def test_equal_ids_and_prompts_of_two_tenants_draw_unequal_answers(servers
     assert len(set(seeds.values())) == 3
 
 
-@pytest.mark.parametrize("door", ["http", "grpc"])
-async def test_a_tenant_is_told_of_its_own_requests_and_observers_of_all(servers, door):
+@pytest.mark.parametrize("server", ["http", "grpc"])
+async def test_a_tenant_is_told_of_its_own_requests_and_observers_of_all(servers, server):
     """No worker is there, which ends a request that ran."""
     headers = {"idempotency-key": "mine"}
-    if door == "http":
+    if server == "http":
         async with servers.web("acme") as http:
             reply = await http.post(POST, json={**BODY, "max_tokens": 5}, headers=headers)
             assert reply.json()["error"]["code"] == "no_worker"

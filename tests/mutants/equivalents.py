@@ -20,6 +20,24 @@ EQUIVALENTS: list[Equivalent] = [
         "it stands for all sub-attempts, and is never sent: any number above them does",
     ),
     Equivalent(
+        "router/cost.py",
+        "if sources is None or self._most_tokens <= cached_tokens:",
+        "if sources is None or (self._most_tokens < cached_tokens):",
+        "who holds no more than is cached here gains nothing, which is seen below",
+    ),
+    Equivalent(
+        "router/cost.py",
+        "if num_gained <= 0:",
+        "if (num_gained < 0):",
+        "nothing gained saves nothing, and no fetch takes less than that",
+    ),
+    Equivalent(
+        "kv_transfer/frame_builder.py",
+        "self._first_block = 0",
+        "self._first_block = 1",
+        "set when the receiver has reserved, before any block is queued",
+    ),
+    Equivalent(
         "router/submits.py",
         "age_s=max(0.0, now_s - run.timeline.received_at),",
         "age_s=max((-1.0), now_s - run.timeline.received_at),",
@@ -209,8 +227,10 @@ TUNED = {
     "prefix_index/publisher.py": "BATCH_S RENEW_S TTL_S FIRST_PAUSE_S MAX_PAUSE_S "
     "MAX_BATCHES_SINCE_WHOLE READ_BLOCKS",
     "prefix_index/view.py": "MAX_ENDED_LIVES",
+    "prefix_index/entries.py": "MAX_BATCH_BLOCKS SEGMENT_BLOCKS MAX_SEGMENTS",
     "router/attempts.py": "MAX_MOVES",
     "router/expected_prefixes.py": "MAX_PROMPTS",
+    "router/fair_queue.py": "STRIDE",
     "router/prefix_sources.py": "MAX_RESTING",
     "router/text/detokenizing.py": "CONTEXT_TOKENS",
     "router/workers/outbox.py": "MAX_OUTGOING",

@@ -22,8 +22,8 @@ BUGS = [
     Bug(
         "a worker is one candidate for both paths",
         "router/regret.py",
-        "        (path, cost.worker_id): cost\n",
-        "        (placement.path, cost.worker_id): cost\n",
+        "{(path, cost.worker_id): cost for",
+        "{(placement.path, cost.worker_id): cost for",
         REGRET + "test_a_worker_is_a_candidate_of_its_own_on_each_path",
     ),
     Bug(

@@ -12,7 +12,7 @@ BUGS = [
     Bug(
         "who is refused does not count against the SLO",
         "router/observe/attainment.py",
-        'return outcome == "failed" or code in _OVERLOAD',
+        'return outcome == "failed" or code in OVERLOAD_CODES',
         'return outcome == "failed"',
         ATTAINMENT + "test_what_the_cluster_did_misses_and_what_the_caller_did_counts_not",
     ),

@@ -183,6 +183,18 @@ def test_a_frame_has_as_many_bytes_as_its_parts(num_bytes):
     assert failure(scenario).message == f"a frame has {num_bytes} bytes for 3 fragments"
 
 
+def test_a_frame_without_bytes_needs_a_pool_that_is_mapped():
+    async def scenario(world):
+        source = await fetched(world)
+        await reserved(world, source)
+        await source.stream.send(codec.encode_frame(source.number, 0, source.entries(0), None))
+        await settle()
+        assert not any(any(world.kv.view(0, block, 0)) for block in range(4))
+
+    message = "a frame of 3 fragments names blocks of no pool that is mapped here"
+    assert failure(scenario).message == message
+
+
 def test_a_message_of_the_other_end_is_refused():
     async def scenario(world):
         source = await fetched(world)
