@@ -1,4 +1,4 @@
-"""One load on a router that runs alone: its process, the stub workers' and the clients'.
+"""Loads on a router that runs alone: its process, the stub workers' and the clients'.
 
 Owns starting and ending them, and the order of a measurement. Does not know what the figures mean,
 nor what is sent: the router's process is that of `baton up --local`.
@@ -6,20 +6,25 @@ nor what is sent: the router's process is that of `baton up --local`.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from bench.cpu_time import cpu_s
 from bench.report import Sample
+from bench.router_client import REQUEST_TIMEOUT_S
 from bench.router_plan import RouterLoad, RouterPlan
-from bench.router_report import Measured
+from bench.router_report import (
+    Measured,
+    summarise_first_token,
+    summarise_overload,
+    summarise_streams,
+)
 from bench.stub_worker import StubFirstToken
 from cluster.local import Child
 from cluster.model_source import TINY_MODEL
@@ -28,60 +33,49 @@ from cluster.secrets import with_cluster_keys
 from core.config import BatonConfig, load_config
 from core.errors import Unavailable
 
-OnDone = Callable[[int], None]
-"""Takes how many more requests have ended."""
+
+async def measure_loads(
+    plan: RouterPlan, on_load: Callable[[str], None]
+) -> dict[str, dict[str, Any]]:
+    """Offer the three loads, one after the other, each to processes of its own.
+
+    Args:
+        plan: What to measure.
+        on_load: Called with a load's name when its turn comes.
+
+    Raises:
+        ConfigError: Redis is not installed, or this is not Linux.
+        ServingError: A process did not start, or died.
+        Unavailable: Not a single request of a load was answered.
+    """
+    with running_redis(plan) as config:
+        on_load("first token")
+        first_token = await measure(config, plan, plan.first_token_load())
+        on_load("streams")
+        streams = await measure(config, plan, plan.stream_load())
+        on_load("overload")
+        limits = {"max_running": plan.max_concurrent, "max_queued": 0}
+        narrow = config.model_copy(update={"router": config.router.model_copy(update=limits)})
+        overload = await measure(narrow, plan, plan.overload_load())
+    return {
+        "first_token": summarise_first_token(first_token),
+        "streams": summarise_streams(streams),
+        "overload": summarise_overload(overload, plan.seconds),
+    }
 
 
-class RouterBench:
-    """Measures loads, each on fresh processes; `with` holds what they share."""
-
-    def __init__(self, plan: RouterPlan) -> None:
-        """Prepare; entering starts the store of the prefix index."""
-        self._plan = plan
-        self._held = contextlib.ExitStack()
-        self._config = BatonConfig()
-
-    def __enter__(self) -> RouterBench:
-        """Start Redis, and write a model whose context window has room for the prompts.
-
-        Raises:
-            ConfigError: Redis is not installed.
-        """
-        with contextlib.ExitStack() as held:
-            folder = held.enter_context(tempfile.TemporaryDirectory(prefix="baton-bench-"))
-            redis = RedisServer()
-            held.callback(redis.stop)
-            model = write_model(Path(folder), self._plan.max_model_len)
-            # Nothing of a config file or of the environment: all runs measure the same.
-            config = load_config(None, flags_of(self._plan, model), {})
-            self._config = with_redis(with_cluster_keys(config), redis.url)
-            self._held = held.pop_all()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Stop Redis and remove the model."""
-        self._held.close()
-
-    async def measure(self, load: RouterLoad, on_done: OnDone, **router_settings: int) -> Measured:
-        """Offer one load.
-
-        Args:
-            load: What all clients send together.
-            on_done: Called while they send.
-            router_settings: Of `router.*`, for this load alone.
-
-        Raises:
-            ServingError: A process did not start, or died.
-            Unavailable: Not a single request was answered.
-        """
-        router = self._config.router.model_copy(update=router_settings)
-        config = self._config.model_copy(update={"router": router})
-        async with _Processes(config, self._plan).running(load) as processes:
-            measured = await processes.measure(on_done)
-        if not any(not sample.error for sample in measured.samples):
-            reason = measured.samples[0].error if measured.samples else "there was none"
-            raise Unavailable(f"no request was answered; the first one: {reason}")
-        return measured
+@contextlib.contextmanager
+def running_redis(plan: RouterPlan) -> Iterator[BatonConfig]:
+    """Start the store of the prefix index; yields the config of router and stub workers."""
+    with tempfile.TemporaryDirectory(prefix="baton-bench-") as folder:
+        model = write_model(Path(folder), plan.max_model_len)
+        # Nothing of a config file or of the environment: all runs measure the same.
+        config = with_cluster_keys(load_config(None, flags_of(plan, model), {}))
+        redis = RedisServer()
+        try:
+            yield with_redis(config, redis.url)
+        finally:
+            redis.stop()
 
 
 def flags_of(plan: RouterPlan, model: Path) -> dict[str, object]:
@@ -113,75 +107,59 @@ def write_model(folder: Path, max_model_len: int) -> Path:
     return model
 
 
-class _Processes:
-    """The processes of one load."""
+async def measure(config: BatonConfig, plan: RouterPlan, load: RouterLoad) -> Measured:
+    """Start a router, stub workers and clients, let these warm it up, and offer one load."""
+    async with contextlib.AsyncExitStack() as stack:
 
-    def __init__(self, config: BatonConfig, plan: RouterPlan) -> None:
-        self._config = config
-        self._plan = plan
-        self._clients: list[Child] = []
-        self._stubs: Child
-        self._router: Child
+        async def keep(starting: Coroutine[Any, Any, Child]) -> Child:
+            child = await starting
+            stack.push_async_callback(child.stop)
+            return child
 
-    @contextlib.asynccontextmanager
-    async def running(self, load: RouterLoad) -> AsyncIterator[_Processes]:
-        """Start everything, and let the clients warm it up."""
-        async with contextlib.AsyncExitStack() as stack:
-
-            async def keep(child: Child) -> Child:
-                stack.push_async_callback(child.stop)
-                return child
-
-            self._stubs = await keep(await Child.start("bench.stub_process"))
-            order = {"config": self._config.model_dump(mode="json"), "plan": asdict(self._plan)}
-            await self._stubs.send(json.dumps(order))
-            self._router = await keep(await Child.spawn("router", self._config))
-            ports = await self._router.recv("the router")
-            workers = (await self._stubs.recv("the stub workers"))["workers"]
-            await self._router.send(json.dumps({"members": workers, "is_starting": False}))
-            for share in load.split(self._plan.clients):
-                client = await keep(await Child.start("bench.router_client"))
-                self._clients.append(client)
-                order = {"port": ports["http_port"], "load": asdict(share)}
-                await client.send(json.dumps(order))
-            for client in self._clients:
-                await client.recv("a client")
-            yield self
-
-    async def measure(self, on_done: OnDone) -> Measured:
-        """Let the clients send their loads, and read what that took."""
-        await self._first_tokens()  # those of the warm-up do not count
-        before = self._cpu_s()
-        began_at = time.monotonic()
-        samples = await asyncio.gather(*(_run(client, on_done) for client in self._clients))
-        took_s = time.monotonic() - began_at
-        own_s, children_s = (now - then for now, then in zip(self._cpu_s(), before, strict=True))
-        return Measured(
-            [sample for some in samples for sample in some],
-            await self._first_tokens(),
-            took_s,
-            own_s,
-            children_s,
-        )
-
-    async def _first_tokens(self) -> dict[int, StubFirstToken]:
-        await self._stubs.send("take")
-        taken = (await self._stubs.recv("the stub workers"))["first_tokens"]
-        return {int(seed): StubFirstToken(*instants) for seed, instants in taken.items()}
-
-    def _cpu_s(self) -> tuple[float, float]:
-        return cpu_s(self._router.process.pid)
+        stubs = await keep(Child.start("bench.stub_process"))
+        order = {"config": config.model_dump(mode="json"), "plan": asdict(plan)}
+        await stubs.send(json.dumps(order))
+        router = await keep(Child.spawn("router", config))
+        ports = await router.recv("the router")
+        workers = (await stubs.recv("the stub workers"))["workers"]
+        await router.send(json.dumps({"members": workers, "is_starting": False}))
+        clients = []
+        for share in load.split(plan.clients):
+            client = await keep(Child.start("bench.router_client"))
+            order = {"port": ports["http_port"], "load": asdict(share)}
+            await client.send(json.dumps(order))
+            clients.append(client)
+        for client in clients:
+            await client.recv("a client")
+        return await _offer(plan, router, stubs, clients)
 
 
-async def _run(client: Child, on_done: OnDone) -> list[Sample]:
-    """Let one client send its load; returns its samples."""
-    await client.send("go")
-    num_done = 0
-    while True:
-        message: dict[str, Any] = await client.recv("a client")
-        samples = [Sample(**fields) for fields in message.get("samples", [])]
-        count = int(message.get("done", len(samples)))
-        on_done(count - num_done)
-        num_done = count
-        if "samples" in message:
-            return samples
+async def _offer(
+    plan: RouterPlan, router: Child, stubs: Child, clients: Sequence[Child]
+) -> Measured:
+    """Let the clients send their loads, and read what that took."""
+    await _take_first_tokens(stubs)  # those of the warm-up do not count
+    before = cpu_s(router.process.pid)
+    began_at = time.monotonic()
+    for client in clients:
+        await client.send("go")
+    timeout_s = plan.seconds + 2 * REQUEST_TIMEOUT_S
+    reports = [await client.recv("a client", timeout_s) for client in clients]
+    took_s = time.monotonic() - began_at
+    after = cpu_s(router.process.pid)
+    samples = [Sample(**fields) for report in reports for fields in report["samples"]]
+    if all(sample.error for sample in samples):
+        raise Unavailable(f"no request was answered; the first one: {samples[0].error}")
+    return Measured(
+        samples,
+        await _take_first_tokens(stubs),
+        took_s,
+        router_cpu_s=after[0] - before[0],
+        children_cpu_s=after[1] - before[1],
+    )
+
+
+async def _take_first_tokens(stubs: Child) -> dict[int, StubFirstToken]:
+    await stubs.send("take")
+    taken = (await stubs.recv("the stub workers"))["first_tokens"]
+    return {int(seed): StubFirstToken(*instants) for seed, instants in taken.items()}

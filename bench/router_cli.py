@@ -18,14 +18,11 @@ from typing import Any
 import typer
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from bench.router_bench import OnDone, RouterBench
+from bench.router_bench import measure_loads
 from bench.router_plan import RouterPlan
-from bench.router_report import summarise_first_token, summarise_overload, summarise_streams
 
-MACHINE = ("cpu", "cores", "usable_cores", "memory", "system", "python")
 FIGURES = (
     ("added TTFT, ms", "first_token", "added_ttft_ms"),
     ("of it, to the worker", "first_token", "to_worker_ms"),
@@ -51,20 +48,10 @@ def run_bench_router(
         ConfigError: Redis is missing, or this is not Linux.
         ServingError: A process died, or no request was answered.
     """
-    loads = (plan.first_token_load(), plan.stream_load(), plan.overload_load())
-    progress = Progress(
-        TextColumn("requests"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        console=Console(stderr=True),
-        transient=True,
-        disable=as_json and not Console(stderr=True).is_terminal,
-    )
-    with progress:
-        bar = progress.add_task("requests", total=sum(load.requests for load in loads))
-        found = asyncio.run(measure(plan, lambda count: progress.advance(bar, count)))
-    report = {**origin(facts), "parameters": parameters(plan), **headline(found), **found}
+    console = Console(stderr=True)
+    with console.status("") as status:
+        found = asyncio.run(measure_loads(plan, lambda name: status.update(f"load: {name}")))
+    report = {**origin(facts), "parameters": parameters(plan), **found}
     text = json.dumps(report, indent=2)
     if save is not None:
         save.write_text(text + "\n", encoding="utf-8")
@@ -72,39 +59,6 @@ def run_bench_router(
         typer.echo(text)
     else:
         _show(plan, report)
-
-
-async def measure(plan: RouterPlan, on_done: OnDone) -> dict[str, dict[str, Any]]:
-    """Offer the three loads, one after the other.
-
-    Raises:
-        ServingError: One of them could not be measured.
-    """
-    with RouterBench(plan) as bench:
-        first_token = await bench.measure(plan.first_token_load(), on_done)
-        streams = await bench.measure(plan.stream_load(), on_done)
-        overload = await bench.measure(
-            plan.overload_load(), on_done, max_running=plan.max_concurrent, max_queued=0
-        )
-    return {
-        "first_token": summarise_first_token(first_token),
-        "streams": summarise_streams(streams),
-        "overload": summarise_overload(overload, plan.seconds),
-    }
-
-
-def headline(found: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the figures that runs are compared by."""
-    first_token = found["first_token"]
-    overload = found["overload"]
-    return {
-        "added_ttft_ms_p50": first_token["added_ttft_ms_p50"],
-        "added_ttft_ms_p99": first_token["added_ttft_ms_p99"],
-        "tokens_per_s_per_core": found["streams"]["tokens_per_s_per_core"],
-        "refusals_per_s": overload["refusals_per_s"],
-        "refusal_ms_p50": overload["refusal_ms_p50"],
-        "refusal_ms_p99": overload["refusal_ms_p99"],
-    }
 
 
 def parameters(plan: RouterPlan) -> dict[str, Any]:
@@ -123,8 +77,7 @@ def origin(facts: Mapping[str, Any]) -> dict[str, Any]:
         "commit": _commit(),
         "command": " ".join(["baton", *sys.argv[1:]]),
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": {name: facts[name] for name in MACHINE},
-        "versions": facts["packages"],
+        "environment": dict(facts),
     }
 
 

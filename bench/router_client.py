@@ -2,9 +2,9 @@
 
 Owns an HTTP client that does little for each request, because it shares the machine with the router
 that it measures: it looks for the first event and the usage, and parses nothing between. The first
-line of standard input brings the port and the load; the second one begins. Answers are how many
-requests have ended, again and again, and at the end every one of them. Does not know what the
-figures mean.
+line of standard input brings the port and the load, and is answered when the router is warm; the
+second one begins, and is answered with every request as it went. Does not know what the figures
+mean.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import json
 import re
 import sys
 import time
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from typing import Any, cast
 
@@ -22,14 +23,14 @@ import uvloop
 
 from bench.load import Planned
 from bench.report import Sample
-from bench.router_plan import WARM_UP_REQUESTS, RouterLoad
+from bench.router_plan import RouterLoad
 from cluster.child import open_stdin, report
 from process.parent_death import exit_with_parent
 
 HOST = "127.0.0.1"
-WARM_UP_AT_ONCE = 8
-TIMEOUT_S = 120.0
-REPORT_S = 0.25
+WARM_UP_REQUESTS = 32
+WARM_UP_OUTPUT_TOKENS = 16
+REQUEST_TIMEOUT_S = 120.0
 EVENT = b"data: {"
 TAIL_BYTES = 1024
 """Of an answer, kept to its end: the usage and the last event, or the whole of a refusal."""
@@ -132,7 +133,7 @@ async def ask(port: int, request: bytes, index: int, due_at: float | None = None
     now_s = time.monotonic()
     sample = Sample(index, now_s if due_at is None else due_at, sent_at=now_s)
     try:
-        async with asyncio.timeout(TIMEOUT_S):
+        async with asyncio.timeout(REQUEST_TIMEOUT_S):
             _, exchange = await loop.create_connection(
                 functools.partial(Exchange, sample, request), HOST, port
             )
@@ -146,64 +147,44 @@ async def ask(port: int, request: bytes, index: int, due_at: float | None = None
     return sample
 
 
-class LoadSender:
-    """Sends the requests of one load to one port."""
+async def warm_up(port: int, load: RouterLoad, prompts: Iterator[str]) -> None:
+    """Send short requests that do not count, all at once, whatever becomes of them."""
+    output_tokens = min(load.output_tokens, WARM_UP_OUTPUT_TOKENS)
+    requests = [
+        request_of(next(prompts), output_tokens, seed=0)
+        for _ in range(min(WARM_UP_REQUESTS, load.requests))
+    ]
+    await asyncio.gather(*(ask(port, request, 0) for request in requests))
 
-    def __init__(self, port: int, load: RouterLoad) -> None:
-        """Write all requests, so that none is late for its own sake."""
-        self._port = port
-        prompts = load.prompts()
-        self._warm_up = [
-            # Numbers that no request of the load has.
-            request_of(next(prompts), load.output_tokens, -1 - number)
-            for number in range(min(WARM_UP_REQUESTS, load.requests))
-        ]
-        self._requests = [
-            (planned, request_of(next(prompts), load.output_tokens, planned.index))
-            for planned in load.requests_due()
-        ]
-        self._samples: list[Sample] = []
 
-    async def warm_up(self) -> None:
-        """Send some requests that do not count, whatever becomes of them."""
-        room = asyncio.Semaphore(WARM_UP_AT_ONCE)
-
-        async def one(request: bytes) -> None:
-            async with room:
-                await ask(self._port, request, -1)
-
-        await asyncio.gather(*(one(request) for request in self._warm_up))
-
-    async def run(self) -> list[Sample]:
-        """Send every request when it is due; returns the samples in any order."""
-        began_at = time.monotonic()
-        reporting = asyncio.get_running_loop().create_task(self._report())
-        async with asyncio.TaskGroup() as tasks:
-            for planned, request in self._requests:
-                due_at = None if planned.due_s is None else began_at + planned.due_s
-                if due_at is not None:
-                    await asyncio.sleep(max(0.0, due_at - time.monotonic()))
-                tasks.create_task(self._one(planned, request, due_at))
-        reporting.cancel()
-        return self._samples
-
-    async def _one(self, planned: Planned, request: bytes, due_at: float | None) -> None:
-        self._samples.append(await ask(self._port, request, planned.index, due_at))
-
-    async def _report(self) -> None:
-        while True:
-            await asyncio.sleep(REPORT_S)
-            report({"done": len(self._samples)})
+async def send(port: int, requests: Iterable[tuple[Planned, bytes]]) -> list[Sample]:
+    """Send every request when it is due, and wait for every end."""
+    began_at = time.monotonic()
+    tasks = []
+    async with asyncio.TaskGroup() as group:
+        for planned, request in requests:
+            due_at = None if planned.due_s is None else began_at + planned.due_s
+            if due_at is not None:
+                await asyncio.sleep(max(0.0, due_at - time.monotonic()))
+            tasks.append(group.create_task(ask(port, request, planned.index, due_at)))
+    return [task.result() for task in tasks]
 
 
 async def _main() -> None:
     lines = await open_stdin()
     order: dict[str, Any] = json.loads(await lines.readline())
-    sender = LoadSender(order["port"], RouterLoad(**order["load"]))
-    await sender.warm_up()
+    port = order["port"]
+    load = RouterLoad(**order["load"])
+    prompts = load.prompts()
+    # Written before the first one is due, so that none is late for its own sake.
+    requests = [
+        (planned, request_of(next(prompts), load.output_tokens, planned.index))
+        for planned in load.requests_due()
+    ]
+    await warm_up(port, load, prompts)
     report({"is_ready": True})
     await lines.readline()
-    report({"samples": [asdict(sample) for sample in await sender.run()]})
+    report({"samples": [asdict(sample) for sample in await send(port, requests)]})
 
 
 if __name__ == "__main__":

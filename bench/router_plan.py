@@ -15,7 +15,6 @@ from bench.load import plan as plan_requests
 
 STREAM_PROMPT_TOKENS = 64
 """Short: the load of streams measures what output costs."""
-WARM_UP_REQUESTS = 32
 
 
 @dataclass(frozen=True, slots=True)

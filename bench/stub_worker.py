@@ -111,8 +111,6 @@ class StubWorker:
         self._attempts: dict[RunId, _StubAttempt] = {}
         self._due: list[tuple[float, int, _StubAttempt]] = []
         self._order = itertools.count()
-        self._unknown: list[AttemptEnded] = []
-        self._routes: list[RouteReport] = []
         self._wake = asyncio.Event()
         self._steps = 0
         self._stream: MessageStream | None = None
@@ -135,9 +133,11 @@ class StubWorker:
             if not isinstance(hello, Hello):
                 stream.reset()
                 return
-            self._begin_session(stream, hello)
+            forgotten = self._begin_session(stream, hello)
         try:
             await stream.send(Welcome(self.descriptor))
+            if forgotten:
+                await stream.send(StepFrame(self._steps, (), forgotten))
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._read(stream))
                 tasks.create_task(self._write(stream))
@@ -145,7 +145,8 @@ class StubWorker:
         except* StreamClosed:
             pass  # the router dials again
 
-    def _begin_session(self, stream: MessageStream, hello: Hello) -> None:
+    def _begin_session(self, stream: MessageStream, hello: Hello) -> tuple[AttemptEnded, ...]:
+        """Take the place of an older stream; returns the ends of what its router still wants."""
         if self._stream is not None:
             self._stream.reset()
         self._stream = stream
@@ -153,17 +154,17 @@ class StubWorker:
         self._attempts.clear()
         self._due.clear()
         error = WorkerLost("the stub worker forgets its attempts with their session")
-        self._unknown = [
+        return tuple(
             AttemptEnded(want.run_id, want.epoch, Task.LOCAL, WorkerTiming(), error)
             for want in hello.wanted
             if not want.is_coming
-        ]
+        )
 
     async def _read(self, stream: MessageStream) -> None:
         while True:
-            self._take(await stream.recv())
+            await self._take(await stream.recv(), stream)
 
-    def _take(self, message: ToWorker) -> None:
+    async def _take(self, message: ToWorker, stream: MessageStream) -> None:
         match message:
             case Submit():
                 self._submit(message)
@@ -173,8 +174,8 @@ class StubWorker:
                 self._credit(message)
             case ConnectPeers(addresses):
                 # A route like any other: it only must be there.
-                self._routes += [RouteReport(address, "shm") for address in addresses]
-                self._wake.set()
+                routes = tuple(RouteReport(address, "shm") for address in addresses)
+                await stream.send(PeerReport(routes))
             case OfferPrefix() | RouterHeartbeat() | Hello():
                 pass  # there is no KV to offer
             case _:
@@ -245,10 +246,6 @@ class StubWorker:
             frame = self._build_frame()
             if frame is not None:
                 await stream.send(frame)
-            elif self._routes:
-                routes = tuple(self._routes)
-                self._routes.clear()
-                await stream.send(PeerReport(routes))
             else:
                 await self._wait()
 
@@ -263,8 +260,7 @@ class StubWorker:
         """Take one token of every attempt that is due; None if none is."""
         now_s = self._clock.now_s()
         deltas: list[TokenDelta] = []
-        ended = self._unknown
-        self._unknown = []
+        ended: list[AttemptEnded] = []
         due: list[_StubAttempt] = []
         while self._due and self._due[0][0] <= now_s:
             due.append(heapq.heappop(self._due)[2])
@@ -272,7 +268,7 @@ class StubWorker:
             # It may have been cancelled, or submitted again.
             if self._attempts.get(attempt.submit.run_id) is attempt:
                 self._advance(attempt, now_s, deltas, ended)
-        if not deltas and not ended:
+        if not deltas:
             return None
         self._steps += 1
         return StepFrame(self._steps, tuple(deltas), tuple(ended))

@@ -13,12 +13,12 @@ import json
 import os
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import grpc
 from rich.console import Console
 from rich.table import Table
 
+from bench.cpu_time import cpu_s
 from bench.load import Shape, plan
 from bench.report import summarise
 from bench.serve import run
@@ -98,12 +98,6 @@ async def worker():
     os._exit(0)
 
 
-def cpu_s(pid):
-    """CPU seconds of one process so far."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
 async def over_http(port, streams, requests):
     shape = Shape(requests, 16, OUTPUT)
     samples = await run(
@@ -173,9 +167,9 @@ async def main():
             for streams in STREAMS:
                 requests = max(24, 3 * streams)
                 await load(port, streams, streams)
-                before = cpu_s(router.process.pid)
+                before_s, _ = cpu_s(router.process.pid)
                 tokens, took_s = await load(port, streams, requests)
-                used_s = cpu_s(router.process.pid) - before
+                used_s = cpu_s(router.process.pid)[0] - before_s
                 rows.append(
                     {
                         "server": server,

@@ -74,11 +74,12 @@ class Child:
                 self.process.stdin.write(line.encode() + b"\n")
                 await self.process.stdin.drain()
 
-    async def recv(self, name: str) -> dict[str, Any]:
-        """Wait for the child's one line.
+    async def recv(self, name: str, timeout_s: float = START_TIMEOUT_S) -> dict[str, Any]:
+        """Wait for the child's next line.
 
         Args:
             name: Its name in errors.
+            timeout_s: How long; by default, that of a start.
 
         Raises:
             ServingError: The child reported it, died, or was not ready in time and is killed.
@@ -86,13 +87,13 @@ class Child:
         if self.process.stdout is None:
             raise WorkerLost(f"{name} has no output pipe")
         try:
-            async with asyncio.timeout(START_TIMEOUT_S):
+            async with asyncio.timeout(timeout_s):
                 line = await self.process.stdout.readline()
         except TimeoutError as error:
             with contextlib.suppress(ProcessLookupError):
                 self.process.kill()
             raise WorkerLost(
-                f"{name} was not ready within {START_TIMEOUT_S:g} s; its last line in the log says "
+                f"{name} was not ready within {timeout_s:g} s; its last line in the log says "
                 "how far it came: start again with less beside it, or with a smaller model"
             ) from error
         if not line:

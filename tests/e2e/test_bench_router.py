@@ -44,8 +44,8 @@ def test_a_result_says_where_it_comes_from(report):
         assert report["parameters"][option.removeprefix("--").replace("-", "_")] == value
     assert report["parameters"]["stream_tokens"] == 50
     assert report["command"].startswith("baton bench router --rate 20")
-    assert report["commit"] and report["at"] and report["machine"]["cores"] >= 1
-    assert report["versions"]["grpcio"] and report["versions"]["baton-serve"]
+    assert report["commit"] and report["at"] and report["environment"]["cores"] >= 1
+    assert report["environment"]["packages"]["grpcio"]
 
 
 def test_every_first_token_was_measured_from_the_client_to_the_stub_and_back(report):
@@ -53,8 +53,7 @@ def test_every_first_token_was_measured_from_the_client_to_the_stub_and_back(rep
     assert found["requests"] == found["completed"] == found["measured"] == 20, found["errors"]
     assert found["prompt_tokens"] == 20 * 200, "a letter is a token, and none is added"
     assert found["cached_tokens"] > 0, "beginnings repeat, and the worker that has them says so"
-    assert 0 < report["added_ttft_ms_p50"] == found["added_ttft_ms_p50"]
-    assert report["added_ttft_ms_p50"] <= report["added_ttft_ms_p99"] < 10_000
+    assert 0 < found["added_ttft_ms_p50"] <= found["added_ttft_ms_p99"]
     assert found["to_worker_ms_p50"] > 0 and found["to_client_ms_p50"] > 0
     assert found["router_cpu_s"] > 0
 
@@ -64,7 +63,7 @@ def test_streams_deliver_every_token(report):
     assert found["requests"] == found["completed"] == 6, found["errors"]
     assert found["tokens"] == 6 * 50 and found["cached_tokens"] >= 0
     used_s = found["router_cpu_s"] + found["children_cpu_s"]
-    assert report["tokens_per_s_per_core"] == pytest.approx(300 / used_s)
+    assert found["tokens_per_s_per_core"] == pytest.approx(300 / used_s)
 
 
 def test_above_capacity_all_but_those_at_once_are_refused_at_once(report):
@@ -72,5 +71,5 @@ def test_above_capacity_all_but_those_at_once_are_refused_at_once(report):
     assert found["refused"] > 0 and found["completed"] >= 2
     assert found["refused"] + found["completed"] == found["requests"], found["errors"]
     assert set(found["errors"]) == {"503 queue_full"}
-    assert report["refusals_per_s"] == found["refused"] / 1.0
-    assert 0 < report["refusal_ms_p50"] <= report["refusal_ms_p99"]
+    assert found["refusals_per_s"] == found["refused"] / OPTIONS["--seconds"]
+    assert 0 < found["refusal_ms_p50"] <= found["refusal_ms_p99"]
