@@ -31,6 +31,7 @@ HOST = "127.0.0.1"
 WARM_UP_REQUESTS = 32
 WARM_UP_OUTPUT_TOKENS = 16
 REQUEST_TIMEOUT_S = 120.0
+"""Twice the longest load: a stream lasts as long as its load."""
 EVENT = b"data: {"
 TAIL_BYTES = 1024
 """Of an answer, kept to its end: the usage and the last event, or the whole of a refusal."""

@@ -82,7 +82,9 @@ class StubPool:
             self._pace,
             blocks,
             SystemClock(),
-            self._first_tokens.__setitem__,
+            # Decode sends it again. The client has it from whoever was first, which is decode where
+            # its Submit overtook the other one.
+            self._first_tokens.setdefault,
         )
         return worker, blocks
 

@@ -89,7 +89,7 @@ class StubWorker:
         pace: StubPace,
         blocks: StubBlocks,
         clock: Clock,
-        on_first_token: Callable[[int, StubFirstToken], None],
+        on_first_token: Callable[[int, StubFirstToken], object],
     ) -> None:
         """Prepare; `listen` begins to serve.
 
@@ -99,8 +99,7 @@ class StubWorker:
             pace: How fast it answers.
             blocks: What it would have cached.
             clock: Of this process.
-            on_first_token: Called with a request's seed when its first token is sent by the worker
-                that computes the prompt.
+            on_first_token: Called with a request's seed when this worker sends its first token.
         """
         self.descriptor = descriptor
         self._network = network
@@ -297,7 +296,7 @@ class StubWorker:
                 timings=None if attempt.has_spoken else attempt.timings,
             )
         )
-        if not attempt.has_spoken and submit.task is not Task.DECODE:
+        if position == 0:
             self._on_first_token(request.seed, StubFirstToken(attempt.received_at, now_s))
         attempt.has_spoken = True
         # A prefill worker's task is the first token; the rest is decode's.

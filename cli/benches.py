@@ -116,7 +116,9 @@ def bench_router(  # noqa: PLR0913 - one option each
     max_concurrent: Annotated[
         int, typer.Option(help="requests that are admitted at once meanwhile", min=1)
     ] = 32,
-    seconds: Annotated[float, typer.Option(help="of each of the three loads", min=0.1)] = 10.0,
+    seconds: Annotated[
+        float, typer.Option(help="of each of the three loads", min=0.1, max=60.0)
+    ] = 10.0,
     workers: Annotated[int, typer.Option(help="stub workers of each pool", min=1, max=256)] = 2,
     clients: Annotated[int, typer.Option(help="processes that send", min=1, max=64)] = 1,
     first_token_ms: Annotated[

@@ -82,7 +82,7 @@ def run(scenario, wanted=()):
         network = InProcessNetwork({})
         blocks = StubBlocks(64, 4, lambda scope: naming_of("digest", scope, 4))
         first_tokens = {}
-        stub = StubWorker(DESCRIPTOR, network, PACE, blocks, LoopClock(), first_tokens.__setitem__)
+        stub = StubWorker(DESCRIPTOR, network, PACE, blocks, LoopClock(), first_tokens.setdefault)
         await stub.listen()
         stream = NumberedStream(await network.dial(stub.descriptor.session_address))
         await stream.send(Hello(RouterId("router"), wanted))
@@ -130,7 +130,7 @@ def test_a_decode_worker_sends_every_token_on_the_steps_that_all_its_sequences_s
     last = [d for _, f in router.frames for d in f.deltas if d.position == OUTPUT - 1]
     assert [delta.finish for delta in last] == [FinishReason.LENGTH] * 2
     assert [run_id for _, run_id, error in router.ends()] == ["a", "b"]
-    assert not first_tokens, "the first token is the prefill worker's"
+    assert first_tokens == {7: StubFirstToken(0.0, pytest.approx(1.0))}, "of the earlier one"
 
 
 def test_a_local_task_does_both_and_reports_what_was_cached_once():
