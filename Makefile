@@ -16,8 +16,8 @@ PACKAGES := core process transport prefix_index engine kv_transfer kv_storage wo
 	decode_worker router cluster simulation client baton bench cli
 PROTOS := $(wildcard protos/baton/v1/*.proto protos/baton/internal/v1/*.proto)
 
-.PHONY: setup install dist docs demo test test-processes test-rest test-virtual test-search test-fast \
-	test-long mutants coverage check check-style check-types check-types-of-tests protos reference sbom format clean
+.PHONY: setup install dist docs demo test test-processes test-rest test-virtual test-fast test-long \
+	mutants coverage check check-style check-types check-types-of-tests protos reference sbom format clean
 
 setup: $(VENV)/.ready
 
@@ -55,12 +55,12 @@ $(DOCS_VENV)/.ready: docs/requirements.txt
 demo: setup
 	$(BIN)/python -m cli.demo
 
-# Two runs at once: real processes, which wait more than they compute, and all the rest, which takes
-# what they leave; virtual time, when one of them is done. The search comes last, as it alone uses
-# every core. Each may fail; all are heard to the end.
-# Of the slowest tests (`sampled`) each runs every other or third day.
+# Three runs at once: real processes, which wait more than they compute; the rest, which takes what
+# they leave; and virtual time, which takes what is left then, as nothing in it waits for a clock.
+# Each may fail; all are heard to the end. Of the slowest tests (`sampled`) each runs every other or
+# third day.
 test: setup
-	$(MAKE) --jobs=2 --keep-going --output-sync=target test-processes test-rest test-virtual test-search
+	$(MAKE) --jobs=3 --keep-going --output-sync=target test-processes test-rest test-virtual
 
 test-processes: setup
 	$(PYTEST) --sampled tests/faults; failed=$$?; $(PYTEST) --sampled tests/e2e && exit $$failed
@@ -70,10 +70,7 @@ test-rest: setup
 		tests/unit
 
 test-virtual: setup
-	nice -n 5 $(PYTEST) --sampled tests/simulation -k "not 500_seeds"
-
-test-search: setup
-	nice -n 5 $(PYTEST) tests/simulation/test_trials.py -k 500_seeds
+	nice -n 10 $(PYTEST) --sampled tests/simulation
 
 # While one works: no cluster, no rank processes, a few seeds of the simulation. Each kind
 # of fault alone takes four trials, and there are over forty.

@@ -11,9 +11,9 @@ from typing import Any
 
 import typer
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
+from cli.console import plain_console
 from client.endpoints import Endpoints
 
 EXIT_CODES = {"ready": 0, "not_ready": 1, "degraded": 3}
@@ -27,8 +27,8 @@ def run_status(url: str, access: Endpoints, *, as_json: bool) -> int:
         ConfigError: No router answers.
     """
     readiness = access.get(url, "/ready")
-    replicas = access.get(url, "/replicas")["replicas"]
-    tiers = access.get(url, "/load")["tiers"]
+    replicas = access.get_field(url, "/replicas", "replicas")
+    tiers = access.get_field(url, "/load", "tiers")
     if as_json:
         typer.echo(json.dumps({**readiness, "replicas": replicas, "tiers": tiers}, indent=2))
     else:
@@ -39,11 +39,11 @@ def run_status(url: str, access: Endpoints, *, as_json: bool) -> int:
 def _show(
     readiness: dict[str, Any], replicas: list[dict[str, Any]], tiers: dict[str, dict[str, int]]
 ) -> None:
-    console = Console()
+    console = plain_console()
     console.print(_workers(replicas))
     console.print(_tiers(tiers))
     for line in _lines(readiness):
-        console.print(line, markup=False, highlight=False)
+        console.print(line, highlight=False)
 
 
 def _workers(replicas: list[dict[str, Any]]) -> Table:

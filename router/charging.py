@@ -9,6 +9,8 @@ client that names none it is an estimate; what comes beyond it is charged at the
 from __future__ import annotations
 
 import asyncio
+import hashlib
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -126,7 +128,8 @@ class Charging:
             _most_tokens(request, params, limits.tokens)
             for params, request in zip(all_params, made, strict=True)
         )
-        charge = await self._quotas.charge(key, limits, Amount(1, tokens), first.request_id)
+        name = _name_of(first.request_id, made)
+        charge = await self._quotas.charge(key, limits, Amount(1, tokens), name)
         return ReplyCharge(self._quotas, key, charge, len(made))
 
     def headers(self, identity: Identity) -> dict[str, str]:
@@ -154,6 +157,20 @@ def used_tokens(ended: RequestEnded | None) -> int:
         if not ended.timing.path or (is_ours and not isinstance(error, DeadlineExceeded)):
             return 0
     return ended.usage.prompt_tokens + ended.usage.completion_tokens
+
+
+def _name_of(request_id: str, made: Sequence[GenerateRequest]) -> str:
+    """Name what a client asks for under its id; empty: it gave none.
+
+    Another prompt, or other parameters, under the same id are another request: it would be free.
+    """
+    if not request_id:
+        return ""
+    content = hashlib.blake2b(digest_size=16)
+    for request in made:
+        content.update(repr((len(request.token_ids), request.sampling, request.seed)).encode())
+        content.update(array("q", request.token_ids).tobytes())
+    return f"{request_id}:{content.hexdigest()}"
 
 
 def _most_tokens(request: GenerateRequest, params: RequestParams, limit: int) -> int:

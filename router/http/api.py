@@ -293,14 +293,16 @@ class HttpApi:
         status = self.service.status
         return JSONResponse(status.readiness(), status_code=200 if status.is_ready else 503)
 
-    async def load(self) -> dict[str, Any]:
+    async def load(self) -> JSONResponse:
         """`GET /load`: requests here and in each pool."""
-        return self.service.status.load()
+        return JSONResponse(self.service.status.load(), headers=self._own_name())
 
     async def metrics(self) -> PlainTextResponse:
         """`GET /metrics`: every metric, as Prometheus reads them."""
         return PlainTextResponse(
-            self.service.telemetry.text(), media_type="text/plain; version=0.0.4"
+            self.service.telemetry.text(),
+            media_type="text/plain; version=0.0.4",
+            headers=self._own_name(),
         )
 
     async def show_version(self) -> dict[str, str]:
@@ -353,10 +355,16 @@ class HttpApi:
             reply = JSONResponse(found)
         except RequestNotFound as error:
             reply = error_response(error, correlation_of(request))
-        explanations = self.service.explanations
-        reply.headers[ROUTER_HEADER] = explanations.router_id
-        reply.headers[NUM_ROUTERS_HEADER] = str(explanations.num_routers)
+        reply.headers.update(self._own_name())
         return reply
+
+    def _own_name(self) -> dict[str, str]:
+        """Return the headers that tell this router from others behind one address."""
+        explanations = self.service.explanations
+        return {
+            ROUTER_HEADER: explanations.router_id,
+            NUM_ROUTERS_HEADER: str(explanations.num_routers),
+        }
 
     async def kv_routes(self) -> dict[str, Any]:
         """`GET /links`: how KV travels between workers."""

@@ -25,9 +25,14 @@ def result_of(tier: TierConfig, line: Timeline, error: ServingError | None) -> s
         error: What it ended with.
     """
     if error is not None:
-        return MISSED if _is_ours(outcome_of(error), error.code) else ""
+        return result_of_refusal(error)
     is_met = _within(line.ttft_s, tier.slo_ttft_s) and _within(line.tpot_s, tier.slo_tpot_s)
     return MET if is_met else MISSED
+
+
+def result_of_refusal(error: ServingError) -> str:
+    """Return `MISSED` for a request that was not served, unless that was the caller's doing."""
+    return MISSED if _is_ours(outcome_of(error), error.code) else ""
 
 
 def result_of_call(call: Call) -> str:

@@ -191,10 +191,11 @@ class Telemetry:
         if call.code == Unauthenticated.code:
             self._counters[metrics.BAD_KEYS].add(1, {"client": call.client})
 
-    def request_refused(self, server: str, error: ServingError) -> None:
+    def request_refused(self, tier: str, error: ServingError, server: str = "") -> None:
         """Record a request that ended before it ran."""
         self._counters[metrics.REQUESTS].add(1, {"outcome": outcome_of(error)})
         self._count_refusal(server, error.code)
+        self._count_result(tier, attainment.result_of_refusal(error))
 
     def _count_refusal(self, server: str, code: str) -> None:
         # Labels are a closed set: what is not in it must not become a series of its own.

@@ -84,7 +84,7 @@ def test_the_addresses_of_one_ipv6_host_share():
 async def test_a_tls_handshake_is_due_in_time_and_counted(tmp_path, monkeypatch):
     monkeypatch.setattr(http_listener, "HEAD_TIMEOUT_S", 0.5)
     make_certificates(tmp_path, ["127.0.0.1"])
-    pair = tmp_path / "server.pem", tmp_path / "server.key"
+    pair = tmp_path / "door.pem", tmp_path / "door.key"
     context = ssl.create_default_context(cafile=str(tmp_path / "ca.pem"))
     async with HttpFixture(limit=4, tls=pair) as server:
         silent = await hold(server, 3)

@@ -128,7 +128,7 @@ async def test_one_turn_of_the_loop_parses_a_little_of_a_connection(tmp_path, mo
     tls = context = None
     if has_tls:
         make_certificates(tmp_path, ["127.0.0.1"])
-        tls = tmp_path / "server.pem", tmp_path / "server.key"
+        tls = tmp_path / "door.pem", tmp_path / "door.key"
         context = ssl.create_default_context(cafile=str(tmp_path / "ca.pem"))
     ticking = asyncio.create_task(tick())
     async with HttpFixture(tls=tls) as server:

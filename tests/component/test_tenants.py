@@ -170,6 +170,14 @@ async def test_an_answer_names_the_router_that_can_explain_it(servers):
             assert reply.headers["x-baton-router"] == servers.sessions.router_id
 
 
+async def test_what_only_this_router_has_counted_names_it(servers):
+    async with servers.web("scraper") as http:
+        for path in ("/load", "/metrics"):
+            reply = await http.get(path)
+            assert reply.headers["x-baton-router"] == servers.sessions.router_id
+            assert reply.headers["x-baton-num-routers"] == "1"
+
+
 async def _answer(request, emit, forced_path=None):
     emit(TextDelta(0, 0, (97,), "a"))
     emit(ChoiceFinished(0, FinishReason.LENGTH, position=1))

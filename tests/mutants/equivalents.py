@@ -31,11 +31,29 @@ EQUIVALENTS: list[Equivalent] = [
         "if (num_gained < 0):",
         "nothing gained saves nothing, and no fetch takes less than that",
     ),
+    *(
+        Equivalent(
+            "kv_transfer/frame_builder.py",
+            "self._first_block = 0",
+            f"self._first_block = {value}",
+            "set when the receiver has reserved, before any block is queued",
+        )
+        for value in ("1", "(-1)")
+    ),
+    *(
+        Equivalent(
+            "kv_transfer/sender.py",
+            "self._commit = frames.Commit(sub_attempt, 0, 0, first_tokens, final_choices)",
+            f"self._commit = frames.Commit(sub_attempt, {values}, first_tokens, final_choices)",
+            "count and checksum are those of the frames that were sent, set when it is sent",
+        )
+        for values in ("1, 0", "(-1), 0", "0, 1", "0, (-1)")
+    ),
     Equivalent(
-        "kv_transfer/frame_builder.py",
-        "self._first_block = 0",
-        "self._first_block = 1",
-        "set when the receiver has reserved, before any block is queued",
+        "engine/scheduling/step_planner.py",
+        "in_turn = heapq.merge(prompts, starting, key=_turn)",
+        "in_turn = heapq.merge(starting, prompts, key=_turn)",
+        "no two sequences are due at the same place, so there are no ties",
     ),
     Equivalent(
         "router/submits.py",

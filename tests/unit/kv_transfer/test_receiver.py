@@ -65,6 +65,23 @@ def test_a_commit_over_other_parts_than_came_is_refused():
     assert isinstance(error, ChecksumMismatch) and "over all fragments" in error.message
 
 
+@pytest.mark.parametrize("num_entries", [0, 5])
+def test_a_commit_over_fewer_parts_than_the_reservation_needs_is_refused(num_entries):
+    """All parts are here; whoever counts fewer of them may not know the last."""
+
+    async def scenario(world):
+        source = await fetched(world)
+        await reserved(world, source)
+        for layer in range(2):
+            await source.frame(0, source.entries(layer))
+        checksum = frames.combined_checksum(source.checksums)
+        await source.say(frames.Commit(0, num_entries, checksum, FIRST, frozenset()))
+        await settle()
+
+    message = f"6 fragments are here and the commit counts {num_entries}, the reservation needs 6"
+    assert failure(scenario).message == message
+
+
 def test_a_restart_forgets_what_came_before_it():
     async def scenario(world):
         source = await fetched(world)

@@ -1,6 +1,7 @@
 """What a reply costs: the most that may come of it, and in the end what came."""
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 from support.quotas import Routers
@@ -158,6 +159,23 @@ async def test_a_named_request_is_charged_once(quotas):
     await it.charge([params("y", max_tokens=100)], [made()])
     assert tokens_left(it) == 780
     assert it.headers(WHO)["x-ratelimit-remaining-requests"] == "7"
+
+
+@with_one_router
+async def test_another_request_under_the_same_name_is_charged_by_itself(quotas):
+    """A key would buy a minute of any prompts for the price of one."""
+    it = charging(quotas, tokens_per_minute=1000)
+    first = made()
+    others = (
+        replace(first, token_ids=(1,) * 9 + (2,)),
+        replace(first, sampling=replace(first.sampling, temperature=0.5)),
+        replace(first, seed=1),
+    )
+    for number, request in enumerate((first, *others), start=1):
+        await it.charge([params("x", max_tokens=100)], [request])
+        assert tokens_left(it) == 1000 - 110 * number
+    await it.charge([params("x", max_tokens=100)], [replace(first, deadline_at=5.0)])
+    assert tokens_left(it) == 1000 - 440
 
 
 def test_nothing_runs_behind_if_no_tier_has_a_limit():
