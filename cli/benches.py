@@ -132,8 +132,8 @@ def bench_router(  # noqa: PLR0913 - one option each
     output: Output = "table",
 ) -> None:
     """Measure a router alone, before stub workers: added TTFT, tokens per core, refusals."""
-    from bench.router_cli import run_bench_router  # noqa: PLC0415
-    from bench.router_plan import RouterPlan  # noqa: PLC0415
+    from bench.router.cli import run_bench_router  # noqa: PLC0415
+    from bench.router.plan import RouterPlan  # noqa: PLC0415
     from cli.collect_env import collect  # noqa: PLC0415
 
     plan = RouterPlan(

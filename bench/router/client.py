@@ -1,4 +1,4 @@
-"""A process that sends requests to the router: `python -m bench.router_client LIFE_FD`.
+"""A process that sends requests to the router: `python -m bench.router.client LIFE_FD`.
 
 Owns an HTTP client that does little for each request, because it shares the machine with the router
 that it measures: it looks for the first event and the usage, and parses nothing between. The first
@@ -23,7 +23,7 @@ import uvloop
 
 from bench.load import Planned
 from bench.report import Sample
-from bench.router_plan import RouterLoad
+from bench.router.plan import RouterLoad
 from cluster.child import open_stdin, report
 from process.parent_death import exit_with_parent
 

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from bench.report import Sample
-from bench.router_client import Exchange, ask, request_of
+from bench.router.client import Exchange, ask, request_of
 
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n"
 USAGE = {

@@ -5,8 +5,8 @@ import asyncio
 import pytest
 from support.in_process_network import InProcessNetwork
 
-from bench.stub_blocks import StubBlocks
-from bench.stub_worker import StubFirstToken, StubPace, StubWorker
+from bench.router.stub_blocks import StubBlocks
+from bench.router.stub_worker import StubFirstToken, StubPace, StubWorker
 from core.block_hash import naming_of
 from core.clocks import LoopClock
 from core.ids import Epoch, Incarnation, RequestId, RouterId, RunId, WorkerId

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import assert_never
 
-from bench.stub_blocks import StubBlocks
+from bench.router.stub_blocks import StubBlocks
 from core.errors import WorkerLost
 from core.ids import Epoch, RunId
 from core.ports import Clock, MessageStream, Network, StreamClosed

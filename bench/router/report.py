@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bench.report import Sample, percentile
-from bench.stub_worker import StubFirstToken
+from bench.router.stub_worker import StubFirstToken
 
 PERCENTILES = (50, 99)
 REFUSED = ("429", "503")

@@ -17,15 +17,15 @@ from typing import Any
 
 from bench.cpu_time import cpu_s
 from bench.report import Sample
-from bench.router_client import REQUEST_TIMEOUT_S
-from bench.router_plan import RouterLoad, RouterPlan
-from bench.router_report import (
+from bench.router.client import REQUEST_TIMEOUT_S
+from bench.router.plan import RouterLoad, RouterPlan
+from bench.router.report import (
     Measured,
     summarise_first_token,
     summarise_overload,
     summarise_streams,
 )
-from bench.stub_worker import StubFirstToken
+from bench.router.stub_worker import StubFirstToken
 from cluster.local import Child
 from cluster.model_source import TINY_MODEL
 from cluster.redis.server import RedisServer, with_redis
@@ -116,7 +116,7 @@ async def measure(config: BatonConfig, plan: RouterPlan, load: RouterLoad) -> Me
             stack.push_async_callback(child.stop)
             return child
 
-        stubs = await keep(Child.start("bench.stub_process"))
+        stubs = await keep(Child.start("bench.router.stub_process"))
         order = {"config": config.model_dump(mode="json"), "plan": asdict(plan)}
         await stubs.send(json.dumps(order))
         router = await keep(Child.spawn("router", config))
@@ -125,7 +125,7 @@ async def measure(config: BatonConfig, plan: RouterPlan, load: RouterLoad) -> Me
         await router.send(json.dumps({"members": workers, "is_starting": False}))
         clients = []
         for share in load.split(plan.clients):
-            client = await keep(Child.start("bench.router_client"))
+            client = await keep(Child.start("bench.router.client"))
             order = {"port": ports["http_port"], "load": asdict(share)}
             await client.send(json.dumps(order))
             clients.append(client)

@@ -5,7 +5,7 @@ import os.path
 
 import pytest
 
-from bench.router_plan import RouterLoad, RouterPlan
+from bench.router.plan import RouterLoad, RouterPlan
 
 
 def some_prompts(load, count):

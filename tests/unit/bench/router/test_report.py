@@ -3,13 +3,13 @@
 import pytest
 
 from bench.report import Sample
-from bench.router_report import (
+from bench.router.report import (
     Measured,
     summarise_first_token,
     summarise_overload,
     summarise_streams,
 )
-from bench.stub_worker import StubFirstToken
+from bench.router.stub_worker import StubFirstToken
 
 
 def answered(index, sent_at, first_at, ended_at, output_tokens=4):

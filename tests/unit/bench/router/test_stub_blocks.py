@@ -1,6 +1,6 @@
 """The names that a stub worker would have cached, and what the prefix index is sent of them."""
 
-from bench.stub_blocks import StubBlocks
+from bench.router.stub_blocks import StubBlocks
 from core.block_hash import block_hashes, naming_of
 
 BLOCK = 4

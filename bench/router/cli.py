@@ -20,8 +20,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from bench.router_bench import measure_loads
-from bench.router_plan import RouterPlan
+from bench.router.measurement import measure_loads
+from bench.router.plan import RouterPlan
 
 FIGURES = (
     ("added TTFT, ms", "first_token", "added_ttft_ms"),

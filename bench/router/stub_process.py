@@ -1,4 +1,4 @@
-"""The process of the stub workers: `python -m bench.stub_process LIFE_FD`.
+"""The process of the stub workers: `python -m bench.router.stub_process LIFE_FD`.
 
 Owns their composition: session streams over gRPC, names of cached blocks in the prefix index. The
 first line of standard input brings config and plan, and is answered with who the workers are; every
@@ -14,9 +14,9 @@ from typing import Any
 
 import uvloop
 
-from bench.router_plan import RouterPlan
-from bench.stub_blocks import StubBlocks
-from bench.stub_worker import StubFirstToken, StubPace, StubWorker
+from bench.router.plan import RouterPlan
+from bench.router.stub_blocks import StubBlocks
+from bench.router.stub_worker import StubFirstToken, StubPace, StubWorker
 from cluster.child import open_stdin, report
 from cluster.members import to_json
 from cluster.pools import pool_of
