@@ -1,6 +1,7 @@
 """CPU seconds of another process and of those that it started, as Linux counts them.
 
-Owns the reading of `/proc`. Does not know what the processes do.
+Owns the reading of `/proc/PID/stat`, which every Linux kernel has. Does not know what the processes
+do.
 """
 
 from __future__ import annotations
@@ -18,28 +19,28 @@ def cpu_s(pid: int, proc: Path = PROC) -> tuple[float, float]:
     """Return the CPU seconds of a process, and of all its living descendants together.
 
     Raises:
-        ConfigError: There is no `/proc`.
+        ConfigError: This is not Linux, or `/proc` is not mounted.
         WorkerLost: The process has ended.
     """
-    if not proc.exists():
-        raise ConfigError(f"CPU time of other processes is read from {proc}: this needs Linux")
-    try:
-        return _of_one(pid, proc), _of_children(pid, proc)
-    except OSError as error:
-        raise WorkerLost(f"process {pid} has ended, so its CPU time cannot be read") from error
+    if not (proc / "self").exists():
+        raise ConfigError(f"the CPU time of other processes is read from {proc}: run this on Linux")
+    # By pid: the parent's pid, and the CPU seconds.
+    stats: dict[int, tuple[int, float]] = {}
+    for folder in proc.iterdir():
+        if folder.name.isdigit():
+            with contextlib.suppress(OSError):  # it may end while this looks
+                stats[int(folder.name)] = _read(folder / "stat")
+    if pid not in stats:
+        raise WorkerLost(f"process {pid} has ended, so its CPU time cannot be read")
+    family = [pid]
+    # It grows by each member's children.
+    for member in family:
+        family += [child for child, (parent, _) in stats.items() if parent == member]
+    return stats[pid][1], sum(stats[member][1] for member in family[1:])
 
 
-def _of_one(pid: int, proc: Path) -> float:
-    # After the name, which may hold spaces and brackets: fields 14 and 15 of the manual's count.
-    fields = (proc / str(pid) / "stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def _of_children(pid: int, proc: Path) -> float:
-    total_s = 0.0
-    for thread in (proc / str(pid) / "task").iterdir():
-        for child in map(int, (thread / "children").read_text().split()):
-            # It may end while this looks.
-            with contextlib.suppress(OSError):
-                total_s += _of_one(child, proc) + _of_children(child, proc)
-    return total_s
+def _read(stat: Path) -> tuple[int, float]:
+    # The name in brackets may hold spaces and brackets. Behind it come fields 3 and on of the
+    # manual's count: 4 is the parent, 14 and 15 are ticks in user and in system mode.
+    fields = stat.read_text().rpartition(")")[2].split()
+    return int(fields[1]), (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
