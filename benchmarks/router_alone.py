@@ -38,12 +38,15 @@ from protos.baton.v1 import generation_pb2_grpc
 from simulation.hash_runner import MemoryKV
 from transport.fetch_streams import fetch_network
 from transport.session_streams import session_network
+from transport.stream_proof import stream_key
 from worker.components import WorkerComponents
 from worker.worker import compose
 
 OUTPUT = 256
 STREAMS = (1, 8, 64)
 ENGINE = EngineConfig(num_blocks=2048, max_sequences=128, cache_prefixes=False)
+KEY = stream_key("")
+"""The router's own: its config names no secret."""
 
 
 class StubRunner:
@@ -84,8 +87,8 @@ async def worker():
             transfer=TransferConfig(),
             max_model_len=spec.max_model_len,
             vocabulary_size=spec.vocabulary_size,
-            session_network=session_network(),
-            transfer_network=fetch_network(),
+            session_network=session_network(key=KEY),
+            transfer_network=fetch_network(key=KEY),
             clock=SystemClock(),
             worker_id=WorkerId("stub"),
             incarnation=ids.incarnation(),
