@@ -187,7 +187,8 @@ class StubWorker:
                 free_blocks=self._blocks.num_blocks - len(self._blocks),
                 cached_blocks=len(self._blocks),
             )
-            await stream.send(Progress(self._steps, self._steps, bool(self._due), load))
+            # It waits and computes nothing: whoever takes long over a token is not stuck.
+            await stream.send(Progress(self._steps, self._steps, work_in_hand=False, load=load))
             await asyncio.sleep(HEARTBEAT_S)
 
     # --- attempts ---------------------------------------------------------------------------------

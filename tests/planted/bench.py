@@ -93,4 +93,11 @@ BUGS = [
         "            pass\n\n    def _credit",
         STUB + "test_a_cancelled_attempt_is_silent_and_a_newer_one_goes_on",
     ),
+    Bug(
+        "a stub computes while it waits",
+        "bench/router/stub_worker.py",
+        "work_in_hand=False",
+        "work_in_hand=bool(self._due)",
+        STUB + "test_a_slow_stub_is_not_taken_for_a_hung_worker",
+    ),
 ]

@@ -1,6 +1,7 @@
 """A stub worker answers like a worker: every position once, at its pace, within the credit."""
 
 import asyncio
+import contextlib
 
 import pytest
 from support.in_process_network import InProcessNetwork
@@ -26,6 +27,7 @@ from core.session import (
     WorkerDescriptor,
 )
 from core.types import FinishReason, GenerateRequest, SamplingParams
+from router.workers.liveness import HUNG_S, Liveness
 from simulation.loop import run_virtual
 from transport.sequenced import NumberedStream
 
@@ -50,15 +52,19 @@ class Router:
 
     def __init__(self, stream):
         self.stream = stream
+        self.liveness = Liveness(DESCRIPTOR.worker_id, LoopClock())
         self.frames, self.others = [], []
 
     async def read(self):
         loop = asyncio.get_running_loop()
         while True:
             message = await self.stream.recv()
+            self.liveness.note_message()
             if isinstance(message, StepFrame):
                 self.frames.append((loop.time(), message))
-            elif not isinstance(message, Progress):
+            elif isinstance(message, Progress):
+                self.liveness.note_progress(message)
+            else:
                 self.others.append(message)
 
     def tokens(self, run_id="r"):
@@ -75,14 +81,14 @@ class Router:
         return [(at, end.run_id, end.error) for at, frame in self.frames for end in frame.ended]
 
 
-def run(scenario, wanted=()):
+def run(scenario, wanted=(), pace=PACE):
     """Run `scenario(router, first_tokens)` on virtual time, in a session with a stub."""
 
     async def main():
         network = InProcessNetwork({})
         blocks = StubBlocks(64, 4, lambda scope: naming_of("digest", scope, 4))
         first_tokens = {}
-        stub = StubWorker(DESCRIPTOR, network, PACE, blocks, LoopClock(), first_tokens.setdefault)
+        stub = StubWorker(DESCRIPTOR, network, pace, blocks, LoopClock(), first_tokens.setdefault)
         await stub.listen()
         stream = NumberedStream(await network.dial(stub.descriptor.session_address))
         await stream.send(Hello(RouterId("router"), wanted))
@@ -90,6 +96,8 @@ def run(scenario, wanted=()):
         reading = asyncio.create_task(router.read())
         await scenario(router, first_tokens)
         reading.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await reading
         await stub.close()
         return router, first_tokens
 
@@ -178,6 +186,15 @@ def test_a_cancelled_attempt_is_silent_and_a_newer_one_goes_on():
 
     router, _ = run(scenario)
     assert router.tokens("old") == [] and len(router.tokens("new")) == OUTPUT
+
+
+def test_a_slow_stub_is_not_taken_for_a_hung_worker():
+    async def scenario(router, _):
+        await router.stream.send(submit(Task.LOCAL))
+        await asyncio.sleep(5 * HUNG_S)
+
+    router, _ = run(scenario, pace=StubPace(first_token_s=2 * HUNG_S, token_s=2 * HUNG_S))
+    assert [position for _, position in router.tokens()] == [0, 1]
 
 
 def test_it_introduces_itself_and_reports_every_route():
