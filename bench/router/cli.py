@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -22,7 +23,9 @@ from rich.table import Table
 
 from bench.router.measurement import measure_loads
 from bench.router.plan import RouterPlan
+from core import logs
 
+ROOT = Path(__file__).parents[2]
 FIGURES = (
     ("added TTFT, ms", "first_token", "added_ttft_ms"),
     ("of it, to the worker", "first_token", "to_worker_ms"),
@@ -38,6 +41,8 @@ def run_bench_router(
 ) -> None:
     """Run and report.
 
+    The processes log from level warning on, unless the environment names another level.
+
     Args:
         plan: What to measure.
         facts: Of this machine, as `baton collect-env` has them.
@@ -45,9 +50,11 @@ def run_bench_router(
         as_json: Show JSON and no table.
 
     Raises:
-        ConfigError: Redis is missing, or this is not Linux.
+        ConfigError: Redis is not installed, or CPU time cannot be read.
         ServingError: A process died, or no request was answered.
     """
+    # One that comes or goes is no news here, and lines would stand between those of the progress.
+    logs.configure("bench", level=os.environ.get(logs.LEVEL_VARIABLE, "warning"))
     console = Console(stderr=True)
     with console.status("") as status:
         found = asyncio.run(measure_loads(plan, lambda name: status.update(f"load: {name}")))
@@ -82,11 +89,13 @@ def origin(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _commit() -> str:
-    """Return the commit of this code; empty if it is installed without a checkout."""
+    """Return the commit of this code; empty if it is no checkout."""
+    if not (ROOT / ".git").exists():
+        return ""  # installed: any checkout above it is another project's
     command = ["git", "rev-parse", "--short", "HEAD"]
     try:
         done = subprocess.run(  # noqa: S603 - fixed words
-            command, capture_output=True, text=True, check=False, cwd=Path(__file__).parent
+            command, capture_output=True, text=True, check=False, cwd=ROOT
         )
     except OSError:
         return ""
@@ -98,7 +107,7 @@ def _show(plan: RouterPlan, report: Mapping[str, Any]) -> None:
     table = Table("", "p50", "p99", box=box.SIMPLE)
     for name, load, key in FIGURES:
         values = [report[load][f"{key}_p{share}"] for share in (50, 99)]
-        table.add_row(name, *("-" if value is None else f"{value:.2f}" for value in values))
+        table.add_row(name, *(_number(value, 2) for value in values))
     console.print(table)
     first_token, streams, overload = (report[n] for n in ("first_token", "streams", "overload"))
     console.print(
@@ -107,7 +116,7 @@ def _show(plan: RouterPlan, report: Mapping[str, Any]) -> None:
     )
     console.print(
         f"{plan.streams} streams: {streams['tokens']} tokens, {streams['tokens_per_s']:.0f}/s, "
-        f"{streams['tokens_per_s_per_core']:.0f}/s per core of the router"
+        f"{_number(streams['tokens_per_s_per_core'], 0)}/s per core of the router"
     )
     console.print(
         f"{plan.overload:g} times the capacity of {plan.max_concurrent} at once: "
@@ -117,6 +126,10 @@ def _show(plan: RouterPlan, report: Mapping[str, Any]) -> None:
     for load in ("first_token", "streams", "overload"):
         for message, count in report[load]["errors"].items():
             console.print(f"{load}: {count} times {message}", markup=False)
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
 
 
 def _cpu(load: Mapping[str, Any]) -> str:

@@ -22,6 +22,7 @@ from cluster.members import to_json
 from cluster.pools import pool_of
 from cluster.prefix_index import IndexTask, make_publisher
 from cluster.served_model import model_of
+from core import logs
 from core.block_hash import hash_key, naming_of
 from core.clocks import SystemClock
 from core.config import BatonConfig
@@ -116,5 +117,6 @@ async def _main() -> None:
 
 
 if __name__ == "__main__":
+    logs.configure("bench")
     exit_with_parent(int(sys.argv[1]))
     uvloop.run(_main())
