@@ -35,7 +35,7 @@ class Child:
     """One child process, and the pipe that ends it with its parent."""
 
     def __init__(self, process: asyncio.subprocess.Process, life_fd: int) -> None:
-        """Use `spawn`."""
+        """Use `spawn` or `start`."""
         self.process = process
         self._life_fd = life_fd
 

@@ -75,7 +75,7 @@ class Exchange(asyncio.Protocol):
         if not sample.arrivals and self._status == b"200":
             self._seen += data
             if EVENT in self._seen:
-                sample.arrivals = [now_s, now_s]
+                sample.arrivals = [now_s, now_s]  # of the first event, and of the last bytes
             self._seen = self._seen[-len(EVENT) :]
         elif sample.arrivals:
             sample.arrivals[1] = now_s

@@ -1,13 +1,14 @@
 """Loads on a router that runs alone: its process, the stub workers' and the clients'.
 
 Owns starting and ending them, and the order of a measurement. Does not know what the figures mean,
-nor what is sent: the router's process is that of `baton up --local`.
+nor what is sent. The router's process is that of `baton up --local`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import os
 import tempfile
 import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
@@ -44,10 +45,11 @@ async def measure_loads(
         on_load: Called with a load's name when its turn comes.
 
     Raises:
-        ConfigError: Redis is not installed, or this is not Linux.
+        ConfigError: Redis is not installed, or CPU time cannot be read.
         ServingError: A process did not start, or died.
         Unavailable: Not a single request of a load was answered.
     """
+    cpu_s(os.getpid())  # where it cannot be read, nothing is started
     with running_redis(plan) as config:
         on_load("first token")
         first_token = await measure(config, plan, plan.first_token_load())
@@ -84,9 +86,9 @@ def flags_of(plan: RouterPlan, model: Path) -> dict[str, object]:
         "model.path": str(model),
         "router.http_port": 0,
         "router.grpc_port": 0,
-        # A line for each request would go to this terminal.
         "router.log_requests": False,
-        "router.max_running": max(256, 2 * plan.streams),
+        # Out of reach: only the load of refusals is to meet it.
+        "router.max_running": 1 << 16,
         # Each request has two workers, as where prefill and decode stand apart.
         "placement.path": "pd",
         "pools.prefill.replicas": plan.workers,

@@ -25,7 +25,7 @@ class RouterPlan:
     """Requests a second, Poisson, while the first token is measured."""
     prompt_tokens: int = 4096
     shared_tokens: int = 2048
-    """Leading tokens that a prompt has in common with those of its group."""
+    """Leading tokens that a prompt has in common with those of its group; no more than it has."""
     output_tokens: int = 16
     streams: int = 256
     overload: float = 10.0
@@ -87,7 +87,7 @@ class RouterPlan:
             requests=max(1, round(rate * self.seconds)),
             rate=rate,
             prompt_tokens=self.prompt_tokens,
-            shared_tokens=min(self.shared_tokens, self.prompt_tokens),
+            shared_tokens=self.shared_tokens,
             output_tokens=self.output_tokens,
             seed=self.seed,
         )

@@ -64,9 +64,10 @@ def summarise_streams(measured: Measured) -> dict[str, Any]:
     tokens = sum(sample.output_tokens for sample in measured.samples if not sample.error)
     used_s = measured.router_cpu_s + measured.children_cpu_s
     return {
+        # The kernel counts in ticks: a short run may have used none.
         "tokens_per_s_per_core": tokens / used_s if used_s else None,
         "tokens": tokens,
-        "tokens_per_s": tokens / measured.took_s if measured.took_s else None,
+        "tokens_per_s": tokens / measured.took_s,
         **_common(measured),
     }
 

@@ -64,7 +64,7 @@ def test_refusals_are_those_of_the_server_over_the_time_of_the_load():
 
 
 def test_without_a_single_value_there_is_no_percentile():
-    nothing = Measured([], {}, 0.0, 0.0, 0.0)
+    nothing = Measured([], {}, 1.0, 0.0, 0.0)
     assert summarise_first_token(nothing)["added_ttft_ms_p99"] is None
     assert summarise_streams(nothing)["tokens_per_s_per_core"] is None
     overload = summarise_overload(nothing, 1.0)
