@@ -36,9 +36,9 @@ LOADS = ((1, 12), (8, 48))  # (streams, requests)
 PORT = 8191
 ROOT = Path(__file__).parent.parent
 BATON = {
-    "BATON_ROUTER__HAS_REQUEST_LOG": "false",
-    "BATON_POOLS__PREFILL__ENGINE__IS_PREFIX_CACHE_ON": "false",
-    "BATON_POOLS__DECODE__ENGINE__IS_PREFIX_CACHE_ON": "false",
+    "BATON_ROUTER__LOG_REQUESTS": "false",
+    "BATON_POOLS__PREFILL__ENGINE__CACHE_PREFIXES": "false",
+    "BATON_POOLS__DECODE__ENGINE__CACHE_PREFIXES": "false",
 }
 
 
