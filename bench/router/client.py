@@ -75,10 +75,8 @@ class Exchange(asyncio.Protocol):
         if not sample.arrivals and self._status == b"200":
             self._seen += data
             if EVENT in self._seen:
-                sample.arrivals = [now_s, now_s]  # of the first event, and of the last bytes
+                sample.arrivals = [now_s]
             self._seen = self._seen[-len(EVENT) :]
-        elif sample.arrivals:
-            sample.arrivals[1] = now_s
         self._tail = (self._tail + data)[-TAIL_BYTES:]
 
     def connection_lost(self, exc: Exception | None) -> None:
