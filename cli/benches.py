@@ -128,7 +128,6 @@ def bench_router(  # noqa: PLR0913 - one option each
         float, typer.Option(help="time of a stub worker over a decode step", min=0.1)
     ] = 20.0,
     seed: Annotated[int, typer.Option(help="of prompts and arrivals")] = 0,
-    save: Annotated[Path | None, typer.Option(help="write the JSON to this file, too")] = None,
     output: Output = "table",
 ) -> None:
     """Measure a router alone, before stub workers: added TTFT, tokens per core, refusals."""
@@ -151,4 +150,4 @@ def bench_router(  # noqa: PLR0913 - one option each
         token_ms=token_ms,
         seed=seed,
     )
-    run_bench_router(plan, collect(), save, as_json=output == "json")
+    run_bench_router(plan, collect(), as_json=output == "json")

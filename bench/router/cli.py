@@ -36,9 +36,7 @@ FIGURES = (
 """What has percentiles: its name in the table, the load, and the key."""
 
 
-def run_bench_router(
-    plan: RouterPlan, facts: Mapping[str, Any], save: Path | None, *, as_json: bool
-) -> None:
+def run_bench_router(plan: RouterPlan, facts: Mapping[str, Any], *, as_json: bool) -> None:
     """Run and report.
 
     The processes log from level warning on, unless the environment names another level.
@@ -46,7 +44,6 @@ def run_bench_router(
     Args:
         plan: What to measure.
         facts: Of this machine, as `baton collect-env` has them.
-        save: A file for the JSON, besides what is shown.
         as_json: Show JSON and no table.
 
     Raises:
@@ -59,11 +56,8 @@ def run_bench_router(
     with console.status("") as status:
         found = asyncio.run(measure_loads(plan, lambda name: status.update(f"load: {name}")))
     report = {**origin(facts), "parameters": parameters(plan), **found}
-    text = json.dumps(report, indent=2)
-    if save is not None:
-        save.write_text(text + "\n", encoding="utf-8")
     if as_json:
-        typer.echo(text)
+        typer.echo(json.dumps(report, indent=2))
     else:
         _show(plan, report)
 
