@@ -55,14 +55,14 @@ def run_bench_router(plan: RouterPlan, facts: Mapping[str, Any], *, as_json: boo
     console = Console(stderr=True)
     with console.status("") as status:
         found = asyncio.run(measure_loads(plan, lambda name: status.update(f"load: {name}")))
-    report = {**origin(facts), "parameters": parameters(plan), **found}
+    report = {**_origin(facts), "parameters": _parameters(plan), **found}
     if as_json:
         typer.echo(json.dumps(report, indent=2))
     else:
         _show(plan, report)
 
 
-def parameters(plan: RouterPlan) -> dict[str, Any]:
+def _parameters(plan: RouterPlan) -> dict[str, Any]:
     """Return the plan, and what follows from it."""
     return {
         **asdict(plan),
@@ -72,7 +72,7 @@ def parameters(plan: RouterPlan) -> dict[str, Any]:
     }
 
 
-def origin(facts: Mapping[str, Any]) -> dict[str, Any]:
+def _origin(facts: Mapping[str, Any]) -> dict[str, Any]:
     """Say which code ran where, and when."""
     return {
         "commit": _commit(),

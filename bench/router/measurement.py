@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
@@ -50,15 +51,15 @@ async def measure_loads(
         Unavailable: Not a single request of a load was answered.
     """
     cpu_s(os.getpid())  # where it cannot be read, nothing is started
-    with running_redis(plan) as config:
+    with _running_redis(plan) as config:
         on_load("first token")
-        first_token = await measure(config, plan, plan.first_token_load())
+        first_token = await _measure(config, plan, plan.first_token_load())
         on_load("streams")
-        streams = await measure(config, plan, plan.stream_load())
+        streams = await _measure(config, plan, plan.stream_load())
         on_load("overload")
         limits = {"max_running": plan.max_concurrent, "max_queued": 0}
         narrow = config.model_copy(update={"router": config.router.model_copy(update=limits)})
-        overload = await measure(narrow, plan, plan.overload_load())
+        overload = await _measure(narrow, plan, plan.overload_load())
     return {
         "first_token": summarise_first_token(first_token),
         "streams": summarise_streams(streams),
@@ -67,12 +68,12 @@ async def measure_loads(
 
 
 @contextlib.contextmanager
-def running_redis(plan: RouterPlan) -> Iterator[BatonConfig]:
+def _running_redis(plan: RouterPlan) -> Iterator[BatonConfig]:
     """Start the store of the prefix index; yields the config of router and stub workers."""
     with tempfile.TemporaryDirectory(prefix="baton-bench-") as folder:
-        model = write_model(Path(folder), plan.max_model_len)
+        model = _write_model(Path(folder), plan.max_model_len)
         # Nothing of a config file or of the environment: all runs measure the same.
-        config = with_cluster_keys(load_config(None, flags_of(plan, model), {}))
+        config = with_cluster_keys(load_config(None, _flags_of(plan, model), {}))
         redis = RedisServer()
         try:
             yield with_redis(config, redis.url)
@@ -80,7 +81,7 @@ def running_redis(plan: RouterPlan) -> Iterator[BatonConfig]:
             redis.stop()
 
 
-def flags_of(plan: RouterPlan, model: Path) -> dict[str, object]:
+def _flags_of(plan: RouterPlan, model: Path) -> dict[str, object]:
     """Return the settings of the router under test, where they are not the defaults."""
     return {
         "model.path": str(model),
@@ -96,20 +97,16 @@ def flags_of(plan: RouterPlan, model: Path) -> dict[str, object]:
     }
 
 
-def write_model(folder: Path, max_model_len: int) -> Path:
+def _write_model(folder: Path, max_model_len: int) -> Path:
     """Write a copy of the tiny model with another context window; no weight depends on it."""
-    model = folder / TINY_MODEL.name
-    model.mkdir()
-    for file in TINY_MODEL.iterdir():
-        (model / file.name).symlink_to(file.resolve())
-    config = json.loads((model / "config.json").read_text())
-    (model / "config.json").unlink()
-    config["max_position_embeddings"] = max_model_len
-    (model / "config.json").write_text(json.dumps(config))
+    model = shutil.copytree(TINY_MODEL, folder / TINY_MODEL.name)
+    file = model / "config.json"
+    config = json.loads(file.read_text()) | {"max_position_embeddings": max_model_len}
+    file.write_text(json.dumps(config))
     return model
 
 
-async def measure(config: BatonConfig, plan: RouterPlan, load: RouterLoad) -> Measured:
+async def _measure(config: BatonConfig, plan: RouterPlan, load: RouterLoad) -> Measured:
     """Start a router, stub workers and clients, let these warm it up, and offer one load."""
     async with contextlib.AsyncExitStack() as stack:
 

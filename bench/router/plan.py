@@ -54,11 +54,10 @@ class RouterPlan:
 
     @property
     def max_model_len(self) -> int:
-        """Tokens of the longest request, and room for the tokens that a tokenizer adds."""
-        longest = max(
+        """Tokens of the longest request."""
+        return max(
             self.prompt_tokens + self.output_tokens, STREAM_PROMPT_TOKENS + self.stream_tokens
         )
-        return longest + STREAM_PROMPT_TOKENS
 
     @property
     def stream_tokens(self) -> int:
@@ -79,7 +78,7 @@ class RouterPlan:
         )
 
     def overload_load(self) -> RouterLoad:
-        """Return the load that most requests of are refused."""
+        """Return the load most of which is refused."""
         return self._open_load(self.overload * self.capacity_per_s)
 
     def _open_load(self, rate: float) -> RouterLoad:

@@ -306,4 +306,5 @@ class StubWorker:
             ended.append(end)
             del self._attempts[submit.run_id]
         else:
+            # Half a step on: this one comes a little late, and the next must not be the same.
             self._schedule(attempt, self._next_step(now_s + self._pace.token_s / 2))

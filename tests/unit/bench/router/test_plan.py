@@ -33,7 +33,7 @@ def test_the_loads_follow_from_the_plan():
     assert (streams.requests, streams.rate, streams.output_tokens) == (9, 0, 400)
     assert (overload.requests, overload.rate) == (600, pytest.approx(150))
     longest = max(load.prompt_tokens + load.output_tokens for load in (first_token, streams))
-    assert plan.max_model_len > longest
+    assert plan.max_model_len == longest
 
 
 def test_prompts_have_their_length_share_a_beginning_within_a_group_and_never_repeat():
