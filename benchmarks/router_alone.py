@@ -1,4 +1,4 @@
-"""Tokens per second that one core of the router carries, with an engine that costs nothing.
+"""Tokens per second that one core of a saturated router carries, over HTTP and over gRPC.
 
     python -m benchmarks.router_alone
 
@@ -6,6 +6,9 @@ A real router process (both servers, sessions over gRPC, detokenizing) in front 
 whose runner returns a token at once. The router's own CPU seconds are read from /proc: tokens over
 them is tokens per second per core, whatever client and worker cost beside it. Path local; each
 request has 256 output tokens.
+
+`baton bench router` measures what a request costs at an engine's pace, over HTTP. Only here does
+nothing hold the router back, and only here is the gRPC server measured.
 """
 
 import asyncio
