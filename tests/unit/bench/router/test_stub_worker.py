@@ -55,7 +55,14 @@ class Router:
         self.liveness = Liveness(DESCRIPTOR.worker_id, LoopClock())
         self.frames, self.others = [], []
 
-    async def read(self):
+    async def run(self):
+        """Read, and watch the stub as a router watches a worker."""
+        self.liveness.connected()
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self.liveness.watch())
+            tasks.create_task(self._read())
+
+    async def _read(self):
         loop = asyncio.get_running_loop()
         while True:
             message = await self.stream.recv()
@@ -93,11 +100,11 @@ def run(scenario, wanted=(), pace=PACE):
         stream = NumberedStream(await network.dial(stub.descriptor.session_address))
         await stream.send(Hello(RouterId("router"), wanted))
         router = Router(stream)
-        reading = asyncio.create_task(router.read())
+        running = asyncio.create_task(router.run())
         await scenario(router, first_tokens)
-        reading.cancel()
+        running.cancel()
         with contextlib.suppress(asyncio.CancelledError):
-            await reading
+            await running
         await stub.close()
         return router, first_tokens
 
