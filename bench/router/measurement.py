@@ -63,7 +63,7 @@ async def measure_loads(
     return {
         "first_token": summarise_first_token(first_token),
         "streams": summarise_streams(streams),
-        "overload": summarise_overload(overload, plan.seconds),
+        "overload": summarise_overload(overload),
     }
 
 

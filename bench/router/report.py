@@ -31,6 +31,7 @@ class Measured:
     first_tokens: Mapping[int, StubFirstToken]
     """By the number of the request; those of other requests are left out."""
     took_s: float
+    """From the first request to the last end."""
     router_cpu_s: float
     """Of the router's own process."""
     children_cpu_s: float
@@ -72,15 +73,16 @@ def summarise_streams(measured: Measured) -> dict[str, Any]:
     }
 
 
-def summarise_overload(measured: Measured, seconds: float) -> dict[str, Any]:
-    """Reduce the load above capacity to its refusals; it was offered for `seconds`."""
+def summarise_overload(measured: Measured) -> dict[str, Any]:
+    """Reduce the load above capacity to its refusals."""
     refused = [s for s in measured.samples if s.error.startswith(REFUSED)]
     answered = [s for s in measured.samples if not s.error]
     return {
-        "refusals_per_s": len(refused) / seconds,
+        # Not the time of the plan: clients that are late offer less.
+        "refusals_per_s": len(refused) / measured.took_s,
         **_percentiles("refusal_ms", [s.ended_at - s.sent_at for s in refused]),
         "refused": len(refused),
-        "answered_per_s": len(answered) / seconds,
+        "answered_per_s": len(answered) / measured.took_s,
         **_percentiles("ttft_ms", [s.arrivals[0] - s.sent_at for s in answered]),
         **_common(measured),
     }

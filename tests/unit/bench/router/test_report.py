@@ -55,7 +55,7 @@ def test_refusals_are_those_of_the_server_over_the_time_of_the_load():
     samples = [refused(i, 1.0, 1.0 + 0.001 * (i + 1)) for i in range(10)]
     samples += [refused(10, 1.0, 1.5, "429 rate_limited"), refused(11, 1.0, 1.9, "cut off")]
     samples += [answered(12, 1.0, 1.25, 2.0)]
-    found = summarise_overload(Measured(samples, {}, 9.0, 0.5, 0.0), seconds=2.0)
+    found = summarise_overload(Measured(samples, {}, 2.0, 0.5, 0.0))
     assert found["refused"] == 11 and found["refusals_per_s"] == pytest.approx(5.5)
     assert found["refusal_ms_p50"] == pytest.approx(6)
     assert found["refusal_ms_p99"] == pytest.approx(500)
@@ -67,5 +67,5 @@ def test_without_a_single_value_there_is_no_percentile():
     nothing = Measured([], {}, 1.0, 0.0, 0.0)
     assert summarise_first_token(nothing)["added_ttft_ms_p99"] is None
     assert summarise_streams(nothing)["tokens_per_s_per_core"] is None
-    overload = summarise_overload(nothing, 1.0)
+    overload = summarise_overload(nothing)
     assert (overload["refusals_per_s"], overload["refusal_ms_p50"]) == (0.0, None)
