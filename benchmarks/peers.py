@@ -25,20 +25,20 @@ from urllib.request import urlopen
 from rich.console import Console
 from rich.table import Table
 
+from bench.cpu_time import cpu_s
 from bench.load import Shape, plan
 from bench.report import summarise
 from bench.serve import run
 from benchmarks.record import RESULTS, save
-from benchmarks.router_alone import cpu_s
 from client.endpoints import Endpoints
 
 LOADS = ((1, 12), (8, 48))  # (streams, requests)
 PORT = 8191
 ROOT = Path(__file__).parent.parent
 BATON = {
-    "BATON_ROUTER__HAS_REQUEST_LOG": "false",
-    "BATON_POOLS__PREFILL__ENGINE__IS_PREFIX_CACHE_ON": "false",
-    "BATON_POOLS__DECODE__ENGINE__IS_PREFIX_CACHE_ON": "false",
+    "BATON_ROUTER__LOG_REQUESTS": "false",
+    "BATON_POOLS__PREFILL__ENGINE__CACHE_PREFIXES": "false",
+    "BATON_POOLS__DECODE__ENGINE__CACHE_PREFIXES": "false",
 }
 
 
@@ -147,11 +147,11 @@ def turn(command, settings, path, seed):
         for streams, requests in LOADS:
             load(streams, streams * 2, 1000 + seed)
             names = tree(process.pid)
-            before = {pid: cpu_s(pid) for pid in names}
+            before = {pid: cpu_s(pid)[0] for pid in names}
             summary = load(streams, requests, seed)
             used = {}
             for pid, name in names.items():
-                used[name] = used.get(name, 0.0) + cpu_s(pid) - before[pid]
+                used[name] = used.get(name, 0.0) + cpu_s(pid)[0] - before[pid]
             tokens = summary["output_tokens"]
             out[streams] = {
                 "tokens_per_s": summary["output_tokens_per_s"],

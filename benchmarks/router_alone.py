@@ -1,4 +1,4 @@
-"""Tokens per second that one core of the router carries, with an engine that costs nothing.
+"""Tokens per second that one core of a saturated router carries, over HTTP and over gRPC.
 
     python -m benchmarks.router_alone
 
@@ -6,6 +6,9 @@ A real router process (both servers, sessions over gRPC, detokenizing) in front 
 whose runner returns a token at once. The router's own CPU seconds are read from /proc: tokens over
 them is tokens per second per core, whatever client and worker cost beside it. Path local; each
 request has 256 output tokens.
+
+`baton bench router` measures what a request costs at an engine's pace, over HTTP. Only here does
+nothing hold the router back, and only here is the gRPC server measured.
 """
 
 import asyncio
@@ -13,12 +16,12 @@ import json
 import os
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import grpc
 from rich.console import Console
 from rich.table import Table
 
+from bench.cpu_time import cpu_s
 from bench.load import Shape, plan
 from bench.report import summarise
 from bench.serve import run
@@ -38,12 +41,15 @@ from protos.baton.v1 import generation_pb2_grpc
 from simulation.hash_runner import MemoryKV
 from transport.fetch_streams import fetch_network
 from transport.session_streams import session_network
+from transport.stream_proof import stream_key
 from worker.components import WorkerComponents
 from worker.worker import compose
 
 OUTPUT = 256
 STREAMS = (1, 8, 64)
 ENGINE = EngineConfig(num_blocks=2048, max_sequences=128, cache_prefixes=False)
+KEY = stream_key("")
+"""The router's own: its config names no secret."""
 
 
 class StubRunner:
@@ -84,8 +90,8 @@ async def worker():
             transfer=TransferConfig(),
             max_model_len=spec.max_model_len,
             vocabulary_size=spec.vocabulary_size,
-            session_network=session_network(),
-            transfer_network=fetch_network(),
+            session_network=session_network(key=KEY),
+            transfer_network=fetch_network(key=KEY),
             clock=SystemClock(),
             worker_id=WorkerId("stub"),
             incarnation=ids.incarnation(),
@@ -96,12 +102,6 @@ async def worker():
     print(json.dumps(to_json(await unit.start())), flush=True)
     await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
     os._exit(0)
-
-
-def cpu_s(pid):
-    """CPU seconds of one process so far."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 async def over_http(port, streams, requests):
@@ -173,9 +173,9 @@ async def main():
             for streams in STREAMS:
                 requests = max(24, 3 * streams)
                 await load(port, streams, streams)
-                before = cpu_s(router.process.pid)
+                before_s, _ = cpu_s(router.process.pid)
                 tokens, took_s = await load(port, streams, requests)
-                used_s = cpu_s(router.process.pid) - before
+                used_s = cpu_s(router.process.pid)[0] - before_s
                 rows.append(
                     {
                         "server": server,

@@ -95,3 +95,59 @@ def bench_serve(  # noqa: PLR0913 - one option each
     run_bench(
         Options(url, model, shape, concurrency, goodput, timeout_s, plot, access, as_json=as_json)
     )
+
+
+@bench.command("router")
+def bench_router(  # noqa: PLR0913 - one option each
+    rate: Annotated[
+        float, typer.Option(help="requests per second while TTFT is measured", min=0.1)
+    ] = 200.0,
+    prompt_tokens: Annotated[int, typer.Option(help="prompt length", min=1)] = 4096,
+    shared_tokens: Annotated[
+        int, typer.Option(help="of them, those that other prompts begin with, too", min=0)
+    ] = 2048,
+    output_tokens: Annotated[
+        int, typer.Option(help="output length, where TTFT and refusals are measured", min=2)
+    ] = 16,
+    streams: Annotated[int, typer.Option(help="concurrent streams", min=1)] = 256,
+    overload: Annotated[
+        float, typer.Option(help="offered load over capacity while it refuses", min=1.0)
+    ] = 10.0,
+    max_concurrent: Annotated[
+        int, typer.Option(help="requests that are admitted at once meanwhile", min=1)
+    ] = 32,
+    seconds: Annotated[
+        float, typer.Option(help="of each of the three loads", min=0.1, max=60.0)
+    ] = 10.0,
+    workers: Annotated[int, typer.Option(help="stub workers of each pool", min=1, max=256)] = 2,
+    clients: Annotated[int, typer.Option(help="processes that send", min=1, max=64)] = 1,
+    first_token_ms: Annotated[
+        float, typer.Option(help="time of a stub worker over a prompt", min=0.0)
+    ] = 20.0,
+    token_ms: Annotated[
+        float, typer.Option(help="time of a stub worker over a decode step", min=0.1)
+    ] = 20.0,
+    seed: Annotated[int, typer.Option(help="of prompts and arrivals")] = 0,
+    output: Output = "table",
+) -> None:
+    """Measure a router alone, before stub workers: added TTFT, tokens per core, refusals."""
+    from bench.router.cli import run_bench_router  # noqa: PLC0415
+    from bench.router.plan import RouterPlan  # noqa: PLC0415
+    from cli.collect_env import collect  # noqa: PLC0415
+
+    plan = RouterPlan(
+        rate=rate,
+        prompt_tokens=prompt_tokens,
+        shared_tokens=min(shared_tokens, prompt_tokens),
+        output_tokens=output_tokens,
+        streams=streams,
+        overload=overload,
+        max_concurrent=max_concurrent,
+        seconds=seconds,
+        workers=workers,
+        clients=clients,
+        first_token_ms=first_token_ms,
+        token_ms=token_ms,
+        seed=seed,
+    )
+    run_bench_router(plan, collect(), as_json=output == "json")

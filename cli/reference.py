@@ -47,7 +47,7 @@ IDEMPOTENCY_KEY = (
 )
 EVENTS = """What every process logs to standard error, one line each (`log.format`: text or json).
 All have `time`, `level`, `event`, `process` (up, router, prefill, decode, rank, sidecar, tokenizer,
-body-reader, orphan-reaper) and `pid`.
+body-reader, orphan-reaper, bench) and `pid`.
 """
 REFUSALS = """Codes of the HTTP and gRPC servers alone. `baton_refusals_total` counts by them and by
 the codes above; the log has them as `outcome`. Without a status there is no answer: the connection

@@ -35,7 +35,8 @@ def report(message: dict[str, Any]) -> None:
     sys.stdout.flush()
 
 
-async def _stdin() -> asyncio.StreamReader:
+async def open_stdin() -> asyncio.StreamReader:
+    """Open standard input, from which the parent's lines are read."""
     reader = asyncio.StreamReader(limit=MAX_LINE_BYTES)
     loop = asyncio.get_running_loop()
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
@@ -85,7 +86,7 @@ async def _main(kind: str) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    lines = await _stdin()
+    lines = await open_stdin()
     config = BatonConfig.model_validate_json(await lines.readline())
     try:
         if kind == "router":

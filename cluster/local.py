@@ -27,34 +27,45 @@ START_TIMEOUT_S = 120.0
 STOP_TIMEOUT_S = 12.0
 MAX_PAUSE_S = 30.0
 MAX_ROUTER_FAILURES = 3
+MAX_LINE_BYTES = 64 << 20
+"""Longest report of a child."""
 
 
 class Child:
     """One child process, and the pipe that ends it with its parent."""
 
     def __init__(self, process: asyncio.subprocess.Process, life_fd: int) -> None:
-        """Use `spawn`."""
+        """Use `spawn` or `start`."""
         self.process = process
         self._life_fd = life_fd
 
     @classmethod
     async def spawn(cls, kind: str, config: BatonConfig) -> Child:
         """Start a child and send it its config."""
+        child = await cls.start("cluster.child", kind)
+        # On standard input: a command line is there for every user to read, and secrets are in it.
+        await child.send(config.model_dump_json())
+        return child
+
+    @classmethod
+    async def start(cls, module: str, *arguments: str) -> Child:
+        """Start `python -m MODULE ARGUMENT... LIFE_FD`, which exchanges lines with this process."""
         life_read, life_write = os.pipe()
-        command = [sys.executable, "-m", "cluster.child", kind, str(life_read)]
         process = await asyncio.create_subprocess_exec(
-            *command,
+            sys.executable,
+            "-m",
+            module,
+            *arguments,
+            str(life_read),
             pass_fds=(life_read,),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             start_new_session=True,  # a terminal's Ctrl-C is for the parent, which ends it in order
+            limit=MAX_LINE_BYTES,
         )
         # The parent's copy goes: the child sees the end of the pipe only when no other end is open.
         os.close(life_read)
-        child = cls(process, life_write)
-        # On standard input: a command line is there for every user to read, and secrets are in it.
-        await child.send(config.model_dump_json())
-        return child
+        return cls(process, life_write)
 
     async def send(self, line: str) -> None:
         """Send one line; a dead child's pipe is no error here, as its exit is watched elsewhere."""
@@ -63,11 +74,12 @@ class Child:
                 self.process.stdin.write(line.encode() + b"\n")
                 await self.process.stdin.drain()
 
-    async def recv(self, name: str) -> dict[str, Any]:
-        """Wait for the child's one line.
+    async def recv(self, name: str, timeout_s: float = START_TIMEOUT_S) -> dict[str, Any]:
+        """Wait for the child's next line.
 
         Args:
             name: Its name in errors.
+            timeout_s: How long; by default, that of a start.
 
         Raises:
             ServingError: The child reported it, died, or was not ready in time and is killed.
@@ -75,13 +87,13 @@ class Child:
         if self.process.stdout is None:
             raise WorkerLost(f"{name} has no output pipe")
         try:
-            async with asyncio.timeout(START_TIMEOUT_S):
+            async with asyncio.timeout(timeout_s):
                 line = await self.process.stdout.readline()
         except TimeoutError as error:
             with contextlib.suppress(ProcessLookupError):
                 self.process.kill()
             raise WorkerLost(
-                f"{name} was not ready within {START_TIMEOUT_S:g} s; its last line in the log says "
+                f"{name} was not ready within {timeout_s:g} s; its last line in the log says "
                 "how far it came: start again with less beside it, or with a smaller model"
             ) from error
         if not line:

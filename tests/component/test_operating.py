@@ -85,14 +85,11 @@ async def test_a_child_that_dies_or_does_not_start_is_told_of_with_pid_and_reaso
         ("kill -9 $$", 60, "prefill-1 ended (SIGKILL) before it was ready"),
     ],
 )
-async def test_a_child_that_does_not_come_up_is_named_with_the_limit(
-    how, limit_s, fact, monkeypatch
-):
+async def test_a_child_that_does_not_come_up_is_named_with_the_limit(how, limit_s, fact):
     """It does not go on behind the back of the one that takes its place."""
-    monkeypatch.setattr("cluster.local.START_TIMEOUT_S", limit_s)
     process = await asyncio.create_subprocess_exec("sh", "-c", how, stdout=asyncio.subprocess.PIPE)
     with pytest.raises(WorkerLost) as caught:
-        await Child(process, -1).recv("prefill-1")
+        await Child(process, -1).recv("prefill-1", limit_s)
     assert caught.value.message.startswith(fact)
     async with asyncio.timeout(30):
         assert await process.wait() == {"exit 7": 7}.get(how, -signal.SIGKILL)

@@ -5,6 +5,7 @@ writes accepted, numbers reused, clocks misread. `by` is a range of fault-search
 """
 
 from planted import (
+    bench,
     blocks,
     conversation,
     explain,
@@ -311,6 +312,7 @@ FIRST = [
 
 BUGS = [
     *FIRST,
+    *bench.BUGS,
     *blocks.BUGS,
     *conversation.BUGS,
     *servers.BUGS,
