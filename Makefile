@@ -2,6 +2,7 @@
 #   make demo    a real cluster on a local Ray, answers, and what the hand-over cost
 #   make test    what CI runs             make check   style, types, house rules
 #   make test-long   everything, what make test samples too     make mutants   bugs that no test sees
+#   make test-kernels   kernels for GPUs in an interpreter
 #   make install   what a server needs     make dist   wheel and sdist     make docs   the site
 # On a machine without a GPU, point pip at PyTorch's CPU index first (its installation page has the URL):
 #   make demo TORCH_PIP_ARGS="--index-url URL"
@@ -17,7 +18,7 @@ PACKAGES := core process transport prefix_index engine kv_transfer kv_storage wo
 PROTOS := $(wildcard protos/baton/v1/*.proto protos/baton/internal/v1/*.proto)
 
 .PHONY: setup install dist docs demo test test-processes test-rest test-virtual test-fast test-long \
-	mutants coverage check check-style check-types check-types-of-tests protos reference sbom format clean
+	test-kernels mutants coverage check check-style check-types check-types-of-tests protos reference sbom format clean
 
 setup: $(VENV)/.ready
 
@@ -41,6 +42,18 @@ dist: setup
 	rm -rf $(DIST)
 	$(BIN)/python -c "from setuptools import build_meta; build_meta.build_sdist('$(DIST)')"
 	$(BIN)/pip wheel --quiet --no-deps --no-build-isolation --wheel-dir $(DIST) $(DIST)/baton_serve-*.tar.gz
+
+# GPU kernels on any machine: Triton's interpreter, in a folder that adds it to the packages of $(VENV).
+KERNELS_VENV ?= .venv-kernels
+test-kernels: $(KERNELS_VENV)/.ready
+	TRITON_INTERPRET=1 $(KERNELS_VENV)/bin/python -m pytest tests/kernels
+
+$(KERNELS_VENV)/.ready: tests/kernels/requirements.txt $(VENV)/.ready
+	test -x $(KERNELS_VENV)/bin/python || $(BIN)/python -m venv $(KERNELS_VENV)
+	$(KERNELS_VENV)/bin/pip install --quiet --require-hashes --no-deps --requirement tests/kernels/requirements.txt
+	$(BIN)/python -c "import site; print(site.getsitepackages()[0])" \
+		> "$$($(KERNELS_VENV)/bin/python -c 'import site; print(site.getsitepackages()[0])')/beside.pth"
+	touch $@
 
 # The site, in site/; a warning is an error. Its tools have a folder of their own.
 DOCS_VENV ?= .venv-docs
@@ -66,8 +79,8 @@ test-processes: setup
 	$(PYTEST) --sampled tests/faults; failed=$$?; $(PYTEST) --sampled tests/e2e && exit $$failed
 
 test-rest: setup
-	nice -n 5 $(PYTEST) --sampled tests/attacks tests/component tests/contract tests/planted tests/repository \
-		tests/unit
+	nice -n 5 $(PYTEST) --sampled tests/attacks tests/component tests/contract tests/gpu tests/kernels \
+		tests/planted tests/repository tests/unit
 
 test-virtual: setup
 	nice -n 10 $(PYTEST) --sampled tests/simulation
@@ -83,7 +96,7 @@ test-fast: setup
 # soak; figures go to benchmarks/results/faults_*.json
 test-long: setup
 	LONG=1 $(PYTEST) -v tests/attacks tests/repository tests/contract tests/unit tests/simulation \
-		tests/component tests/planted
+		tests/component tests/gpu tests/kernels tests/planted
 	LONG=1 $(PYTEST) -v tests/faults
 	LONG=1 $(PYTEST) -v tests/e2e
 	$(BIN)/baton simulate faults --first-seed 1000 --seeds 20000 -o json \

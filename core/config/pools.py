@@ -47,9 +47,10 @@ class EngineConfig(Node):
         description="sequences that run at once, always fewer than max_step_tokens; choices of "
         "one request may come on top",
     )
-    attention: Literal["auto", "cpu", "gathered", "dense"] = Field(
+    attention: Literal["auto", "cpu", "triton", "gathered", "dense"] = Field(
         "auto",
-        description="attention backend; auto: cpu on CPU, gathered on CUDA; dense is the oracle",
+        description="attention backend; auto: cpu on CPU, triton on CUDA (gathered without the "
+        "package triton, and then not batch-invariant); dense is the oracle",
     )
     tensor_parallel_size: int = Field(1, ge=1, le=64, description="ranks that share one model")
     collectives: Literal["shm", "gloo"] = Field(

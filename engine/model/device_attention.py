@@ -5,7 +5,7 @@ the CPU the library's are the better ones.
 
 All sequences with one row (decoding) are one padded call, each longer one (a prompt's chunk) a call
 of its own. Sums follow the kernel torch picks for the shape, so rows are not bitwise the same in
-every batch: `dense` is the backend to take where that matters more than speed.
+every batch: this is for devices that `engine.model.triton_attention` does not reach.
 
 Dimension key: as in `engine.model.attention`; L positions of the longest context.
 """

@@ -35,6 +35,7 @@ from engine.model.collectives import Alone, Collectives
 from engine.model.device_attention import gathered_attention
 from engine.model.mlp import GatedMlp, GetWeight, Mlp, SparseMlp
 from engine.model.sharding import Shard
+from engine.model.triton_attention import TritonAttention
 from engine.model.weights import DTYPES, Linear, Norm, load_tensors, padded_rows
 
 BACKENDS: dict[str, AttentionBackend] = {
@@ -135,7 +136,7 @@ class Model:
         self.spec = spec
         self.device = device
         self.dtype = DTYPES[spec.dtype]
-        self._attend = BACKENDS[attention]
+        self._attend = TritonAttention() if attention == "triton" else BACKENDS[attention]
         self._is_compiled = (
             attention == "cpu" and device.type == "cpu" and self.dtype in cpu_ops.COMPILED_DTYPES
         )

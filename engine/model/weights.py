@@ -7,7 +7,8 @@ are bitwise equal for every number of rows from 2 up; bf16 ones are not on every
 its summation with the number of rows), but are for a fixed number of rows. So fp32 is padded to 4
 rows, bf16 is computed in tiles of exactly 32 rows. Weights of a dtype of which the CPU has no
 products are kept as fp32: sums are fp32 and every result is rounded, as on a GPU. That is fp16 on
-every CPU, and bf16 on those without AVX-512.
+every CPU, and bf16 on those without AVX-512. On a GPU (ADR 19) 16-bit types have a kernel of their
+own, and fp32 the library's in tiles of one size.
 """
 
 from __future__ import annotations
@@ -21,8 +22,10 @@ from torch import Tensor
 
 from core.errors import ModelLoadError
 from engine.model.sharding import ROWS, Cut, Shard
+from engine.model.triton_products import HAS_TRITON, product
 
 TILE_ROWS = 32
+DEVICE_TILE_ROWS = 128
 MIN_ROWS = 4
 _linear_pointwise = torch.ops.mkldnn._linear_pointwise.default
 """The overload itself: looking it up by arguments costs microseconds a call."""
@@ -79,11 +82,20 @@ def is_widened(dtype: torch.dtype, device: torch.device) -> bool:
 def padded_rows(num_rows: int, dtype: torch.dtype, device: torch.device) -> int:
     """Rows to compute so that products of this dtype are batch-invariant."""
     if device.type != "cpu":
-        return num_rows
+        return num_rows if is_one_launch(dtype, device) else _in_tiles(num_rows, DEVICE_TILE_ROWS)
     # Without oneDNN no kernel is known to be invariant, so fp32 is tiled, too.
     if HAS_ONEDNN and (dtype is torch.float32 or is_widened(dtype, device)):
         return max(num_rows, MIN_ROWS)
-    return -(-num_rows // TILE_ROWS) * TILE_ROWS
+    return _in_tiles(num_rows, TILE_ROWS)
+
+
+def _in_tiles(num_rows: int, tile_rows: int) -> int:
+    return -(-num_rows // tile_rows) * tile_rows
+
+
+def is_one_launch(dtype: torch.dtype, device: torch.device) -> bool:
+    """Tell whether products are computed by a kernel of ours, for any number of rows."""
+    return device.type == "cuda" and HAS_TRITON and dtype is not torch.float32
 
 
 class Linear:
@@ -97,7 +109,9 @@ class Linear:
         if self._is_widened:
             weight, bias = weight.float(), None if bias is None else bias.float()
         self._is_packed = is_cpu and HAS_ONEDNN
-        self._is_tiled = is_cpu and not (self._is_packed and weight.dtype is torch.float32)
+        self._is_one_launch = is_one_launch(weight.dtype, weight.device)
+        is_whole = self._is_one_launch or (self._is_packed and weight.dtype is torch.float32)
+        self._tile_rows = 0 if is_whole else TILE_ROWS if is_cpu else DEVICE_TILE_ROWS
         self._bias = bias
         # A private copy: prepacking may keep a reference, and the embedding must stay plain.
         self._weight = (
@@ -110,12 +124,14 @@ class Linear:
         """Multiply x [rows, in], rows from `padded_rows`, to [rows, out]."""
         if self._is_widened:
             return self._product(x.float()).to(self._dtype)
-        if not self._is_tiled or x.shape[0] == TILE_ROWS:
+        if self._tile_rows in {0, x.shape[0]}:
             return self._product(x)
         # Tiles of one size have one kernel, and with it one order of sums.
-        return torch.cat([self._product(tile) for tile in x.split(TILE_ROWS)])
+        return torch.cat([self._product(tile) for tile in x.split(self._tile_rows)])
 
     def _product(self, x: Tensor) -> Tensor:
+        if self._is_one_launch:
+            return product(x.contiguous(), self._weight, self._bias)
         if self._is_packed:
             y: Tensor = _linear_pointwise(x, self._weight, self._bias, "none", [], "")
             return y

@@ -36,6 +36,9 @@ from engine.ranks.shared_kv import HEARTBEAT, SLOTS_AT, WORDS, check_fits
 from process.parent_death import exit_with_parent
 from process.shared_memory import map_segment, touch
 
+COMPILED_ROWS = (1, 128, 512)
+"""Rows of the steps that a rank on a GPU computes before it is ready: every kernel and tile."""
+
 
 class Pipe:
     """Blocking messages over the control socket."""
@@ -115,9 +118,12 @@ def _load(setup: dict[str, Any], kv_fd: int, common: memoryview) -> Any:  # noqa
         setup["block_size_tokens"],
         exports_kv=setup["exports_kv"],
     )
-    # One step in block 0 compiles the kernels before the first request needs them.
-    first = StepPlan(0, (StepItem(0, 0, (0,), (0,)),))
-    _execute(runner, first, lambda step_id, layer: None, rank)
+    # Steps in block 0 compile the kernels before the first request needs them.
+    for num_rows in (1,) if device.type == "cpu" else COMPILED_ROWS:
+        rows = min(num_rows, spec.max_model_len)
+        table = (0,) * -(-rows // setup["block_size_tokens"])
+        step = StepPlan(0, (StepItem(0, 0, (0,) * rows, table),))
+        _execute(runner, step, lambda step_id, layer: None, rank)
     return runner
 
 

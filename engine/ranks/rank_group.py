@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib.util
 import os
 import socket
 import subprocess
@@ -390,11 +391,15 @@ async def _result(rank: _Rank, on_layer: OnLayer) -> StepResult:
 
 
 def _attention(engine: EngineConfig) -> str:
+    has_triton = importlib.util.find_spec("triton") is not None
     if engine.attention == "auto":
-        return "cpu" if engine.device == "cpu" else "gathered"
+        return "cpu" if engine.device == "cpu" else "triton" if has_triton else "gathered"
     if engine.attention == "cpu" and engine.device != "cpu":
         raise ConfigError(
             f"engine.attention cpu cannot read a pool on {engine.device}; "
-            "use auto, gathered or dense"
+            "use auto, triton, gathered or dense"
         )
+    if engine.attention == "triton" and (engine.device == "cpu" or not has_triton):
+        why = "needs engine.device cuda" if engine.device == "cpu" else "needs the package triton"
+        raise ConfigError(f"engine.attention triton {why}; use auto")
     return engine.attention

@@ -91,3 +91,9 @@ def test_a_backend_that_cannot_reach_the_device_is_refused_before_a_process_star
     spec = load(TINY, "float32")[0]
     with pytest.raises(ConfigError, match="engine.attention cpu cannot read a pool on cuda"):
         RankGroup(spec, EngineConfig(device="cuda", attention="cpu"))
+
+
+def test_the_kernel_for_gpus_is_refused_on_a_cpu():
+    spec, _ = load(TINY, "float32")
+    with pytest.raises(ConfigError, match="engine.attention triton needs engine.device cuda"):
+        RankGroup(spec, EngineConfig(attention="triton"))

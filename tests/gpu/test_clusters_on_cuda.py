@@ -20,40 +20,44 @@ ON_CUDA = {
 NUM_REQUESTS = 16
 
 
-def tokens_of(answer):
-    """What has to be equal on any device; log probabilities differ in their last bits."""
-    return answer.tokens, answer.text, answer.finish
-
-
-async def expected_tokens(config):
-    """Tokens of each request, asked for alone, and nothing failed."""
+async def greedy_tokens(config):
+    """Tokens of the greedy ones of the requests, asked for alone."""
     async with ProcessCluster(config) as cluster:
         cluster.make_requests(NUM_REQUESTS)
         await cluster.learn()
-        return [tokens_of(answer) for answer in cluster.expected]
+        return [answer.tokens for answer in cluster.expected[::4]]
 
 
 @pytest.mark.timeout(300)
-async def test_tokens_are_those_of_the_cpu_and_survive_deaths():
-    expected = await expected_tokens(config_of())
-    async with ProcessCluster(config_of(**ON_CUDA)) as cluster:
+async def test_greedy_tokens_are_those_of_the_cpu():
+    # Others differ from it where a last bit decides a draw.
+    assert await greedy_tokens(config_of(**ON_CUDA)) == await greedy_tokens(config_of())
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+async def test_streams_survive_deaths_bit_for_bit(dtype):
+    async with ProcessCluster(config_of(dtype, **ON_CUDA)) as cluster:
         cluster.make_requests(NUM_REQUESTS)
         await cluster.learn()
-        assert [tokens_of(answer) for answer in cluster.expected] == expected
         for role in ("decode", "prefill"):
-            cluster.answers.clear()
-            load = asyncio.create_task(cluster.load(4.0, NUM_REQUESTS))
-            await asyncio.sleep(1.5)
-            await cluster.kill(role)
-            await load
-            assert [
-                a.error or a.disorder for _, a in cluster.answers if a.error or a.disorder
-            ] == []
-            assert any(answer.is_affected for _, answer in cluster.answers), role
-            for index, answer in cluster.answers:
-                assert tokens_of(answer) == expected[index]
-            await cluster.wait_whole(timeout_s=120)
+            await kill_until_felt(cluster, role)
         assert await cluster.leaked() == {}
+
+
+async def kill_until_felt(cluster, role):
+    """Kill processes of a role under load, until one of them had requests."""
+    num_affected = 0
+    while not num_affected:
+        cluster.answers.clear()
+        load = asyncio.create_task(cluster.load(4.0, NUM_REQUESTS))
+        await asyncio.sleep(cluster.rng.uniform(0.6, 2.0))
+        await cluster.kill(role)
+        await load
+        verdict = cluster.verdict()
+        assert verdict["wrong"] == [], role
+        num_affected = verdict["affected"]
+        await cluster.wait_whole(timeout_s=120)
 
 
 async def test_a_pool_that_does_not_fit_is_refused_with_what_does():
