@@ -30,8 +30,8 @@ from core.types import (
 from router.request_stream import RequestStream
 from simulation.cluster import SimCluster
 from simulation.faults.kinds import Kind
-from simulation.loads import TIMEOUT_S, PlannedRequest, TrialPlan
 from simulation.oracle import Expected, Oracle
+from simulation.plan import TIMEOUT_S, PlannedRequest, TrialPlan
 from simulation.report import Report
 from simulation.router_node import SimRouter
 from simulation.traps import Place

@@ -19,7 +19,8 @@ from typing import Any
 
 from kv_transfer.transitions import Transition
 from simulation.faults.kinds import Kind
-from simulation.loads import Style, TrialPlan, make_plan
+from simulation.loads import make_plan
+from simulation.plan import Style, TrialPlan
 from simulation.report import Report
 from simulation.trial import run_trial
 

@@ -25,9 +25,9 @@ from simulation.fairness import Fairness
 from simulation.faults.injector import Injector
 from simulation.faults.kinds import Kind
 from simulation.invariants import Watch, check_recovery, check_rest
-from simulation.loads import PlannedRequest, TrialPlan
 from simulation.loop import run_virtual
 from simulation.oracle import Oracle
+from simulation.plan import PlannedRequest, TrialPlan
 from simulation.prefix_invariants import PrefixWatch
 from simulation.report import Report
 from simulation.shape import VOCABULARY

@@ -18,8 +18,9 @@ from simulation.faults.injector import INFLICT
 from simulation.faults.kinds import ODDS, Fault, Kind, Where
 from simulation.faults.wire import FAULTS as OF_THE_WIRE
 from simulation.invariants import Watch
-from simulation.loads import Style, make_plan
+from simulation.loads import make_plan
 from simulation.loop import Deadlock, run_virtual
+from simulation.plan import Style
 from simulation.search import Summary, as_line, chosen, replay_line, search, shrink
 from simulation.trial import run_trial
 from worker.attempt import Attempt
