@@ -159,6 +159,17 @@ async def test_a_named_request_is_charged_once(quotas):
     assert it.headers(WHO)["x-ratelimit-remaining-requests"] == "7"
 
 
+@with_one_router
+async def test_a_stream_that_is_resumed_by_the_id_it_was_given_is_charged_once(quotas):
+    it = charging(quotas, tokens_per_minute=1000)
+    await it.charge([params(max_tokens=100)], [made()], is_resumable=True)
+    assert tokens_left(it) == 890
+    await it.charge([params("r", max_tokens=100)], [made()], is_resumable=True)
+    assert tokens_left(it) == 890
+    await it.charge([params(max_tokens=100)], [made()])
+    assert tokens_left(it) == 780, "without an id that its client learns, it is another one"
+
+
 def test_durations_are_written_as_openai_does_and_never_too_short():
     shown = [duration(s) for s in (0, 0.0201, 0.5, 1, 1.5, 59.9999, 60, 61.25, 360)]
     assert shown == ["0s", "21ms", "500ms", "1s", "1.5s", "1m0s", "1m0s", "1m1.25s", "6m0s"]
