@@ -12,8 +12,8 @@ draft are kept and given back, which is right in either case.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 from core.errors import RateLimited
 from core.ports import NO_ENTRY
@@ -44,6 +44,8 @@ class Claim:
     amount: Amount
     idempotency_key: str
     outcome: Charge | RateLimited | None = None
+    doubtful: list[Charge] = field(default_factory=list)
+    """Of calls that failed: perhaps they were carried out, and another run leans on them."""
 
 
 class Account:
@@ -89,7 +91,9 @@ class Account:
         """Stop waiting; what is charged already is given back."""
         self._waiting.pop(claim, None)
         if isinstance(claim.outcome, Charge):
-            self._give_back(claim.outcome)
+            claim.doubtful.append(claim.outcome)
+        for charge in claim.doubtful:
+            self.settle(charge, NOTHING)
 
     async def decide(self, store: LedgerStore) -> None:
         """Decide every claim that waits; the lock is held, and the caller limits the time.
@@ -111,16 +115,17 @@ class Account:
         Returns:
             False if nothing is decided; then more is known than before.
         """
-        was_share_only = self._read_sharing().is_share_only
+        self._take_back()
         draft = self._draft()
-        outcomes = {claim: self._outcome(claim, draft) for claim in self._waiting}
-        charges = [o for o in outcomes.values() if isinstance(o, Charge)]
+        sharing = self._read_sharing()
+        outcomes = {claim: self._outcome(claim, draft, sharing) for claim in self._waiting}
+        charges = {claim: o for claim, o in outcomes.items() if isinstance(o, Charge)}
         if charges:
             if not await self._replace(store, draft, charges):
                 return False
-            if self._read_sharing().is_share_only and not was_share_only:
+            if self._read_sharing().is_share_only and not sharing.is_share_only:
                 # The store turned out to have lost something: decide again, by the share.
-                for charge in charges:
+                for charge in charges.values():
                     self._give_back(charge)
                 return False
         elif not is_fresh:  # others may have refunded since
@@ -131,22 +136,23 @@ class Account:
                 del self._waiting[claim]
                 claim.outcome = outcome
             elif isinstance(outcome, Charge):  # it waits no longer
-                self._give_back(outcome)
+                self.settle(outcome, NOTHING)
         return True
 
-    def decide_locally(self, claim: Claim) -> Charge | RateLimited:
+    def decide_locally(self, claim: Claim, sharing: Sharing) -> Charge | RateLimited:
         """Decide a claim by what is known here."""
+        self._take_back()
         self._waiting.pop(claim, None)
         self.ledger.prune(self._now_ms() // 1000)
         claim.idempotency_key = ""  # who leans on the charge cannot be seen
         self.is_dirty = True
-        return self._outcome(claim, self.ledger)
+        return self._outcome(claim, self.ledger, sharing)
 
-    def _outcome(self, claim: Claim, draft: Ledger) -> Charge | RateLimited:
+    def _outcome(self, claim: Claim, draft: Ledger, sharing: Sharing) -> Charge | RateLimited:
         now_ms = self._now_ms()
         paid = draft.paid(claim.idempotency_key) if claim.idempotency_key else NOTHING
         charge = Charge(now_ms // 1000, less(claim.amount, paid), paid, claim.idempotency_key)
-        error = refusal(draft, charge.amount, claim.limits, self._read_sharing(), now_ms)
+        error = refusal(draft, charge.amount, claim.limits, sharing, now_ms)
         if error is not None:
             return error
         draft.charge(charge.second, charge.amount)
@@ -173,6 +179,13 @@ class Account:
         else:
             self.ledger.refund(charge.second, less(charge.amount, used))
 
+    def _take_back(self) -> None:
+        """Undo what calls that failed may have charged, as all of it is decided again."""
+        for claim in self._waiting:
+            for charge in claim.doubtful:
+                self._give_back(charge)
+            claim.doubtful.clear()
+
     def _give_back(self, charge: Charge) -> None:
         """Undo a charge that was written, or may have been."""
         charge.is_settled = True
@@ -194,7 +207,7 @@ class Account:
                 counted = Amount(*map(max, charge.paid, used))
                 if draft.settle(charge.idempotency_key, charge.owner, counted):
                     draft.refund(charge.second, less(charge.amount, less(counted, charge.paid)))
-            if await self._replace(store, draft, []):
+            if await self._replace(store, draft, {}):
                 return
             self._endings = endings + self._endings
 
@@ -205,7 +218,9 @@ class Account:
         draft.prune(self._now_ms() // 1000)
         return draft
 
-    async def _replace(self, store: LedgerStore, draft: Ledger, charges: list[Charge]) -> bool:
+    async def _replace(
+        self, store: LedgerStore, draft: Ledger, charges: Mapping[Claim, Charge]
+    ) -> bool:
         """Replace the ledger in the store by a draft that goes on from this one.
 
         Returns:
@@ -218,8 +233,10 @@ class Account:
         except BaseException:
             self._adopt(draft)
             self.is_dirty = True
-            for charge in charges:
-                self._give_back(charge)
+            for claim, charge in charges.items():
+                claim.doubtful.append(charge)
+                if claim not in self._waiting:
+                    self.leave(claim)
             raise
         if answer.is_written:
             self._adopt(draft)

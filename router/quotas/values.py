@@ -25,6 +25,8 @@ class ClockValue(NamedTuple):
     epoch: str
     """Changes when the store is found to have lost something."""
     now_ms: int
+    base: str
+    """Of one time; routers that began to count apart have several, until they have met."""
     lost_ms: int
     """When that was found last; below 0: never."""
 
