@@ -22,11 +22,12 @@ from core.config import (
 from core.types import SamplingParams
 from simulation.faults.kinds import Fault, Kind, Part, draw
 from simulation.plan import TIMEOUT_S, PlannedRequest, Style, TrialPlan
+from simulation.quota_loads import with_quotas
 from simulation.shape import VOCABULARY, ClusterShape
 
 NUM_REQUESTS = 24
 NUM_FAULTS = 20
-PART_SHARES = {Part.SERVING: 1.0, Part.PREFIX_INDEX: 0.25}
+PART_SHARES = {Part.SERVING: 1.0, Part.PREFIX_INDEX: 0.25, Part.QUOTAS: 0.25}
 """Faults of each part of the cluster, for each one of serving. Drawn apart, so that a new part does
 not thin out the faults of the others."""
 LOAD_S = 4.0
@@ -52,9 +53,12 @@ def make_plan(
     faults = _draw_faults(rng, num_faults, style, shape)
     drawing = _Drawing(rng, style, shape, num_requests)
     requests = _with_faults(rng, drawing.requests(), faults)
-    # With randomness of their own: tiers leave the rest of a plan as it is.
-    drawn_tiers = random.Random(f"tiers {seed}")
-    return _with_tiers(drawn_tiers, TrialPlan(seed, shape, requests, faults, style))
+    # With randomness of their own: tiers and quotas leave the rest of a plan as it is.
+    plan = _with_tiers(
+        random.Random(f"tiers {seed}"), TrialPlan(seed, shape, requests, faults, style)
+    )
+    num_of_quotas = round(PART_SHARES[Part.QUOTAS] * num_faults)
+    return with_quotas(random.Random(f"quotas {seed}"), plan, num_of_quotas, LOAD_S)
 
 
 def _draw_faults(
@@ -79,6 +83,8 @@ def _is_used(part: Part, shape: ClusterShape) -> bool:
     match part:
         case Part.PREFIX_INDEX:
             return shape.engine.cache_prefixes
+        case Part.QUOTAS:
+            return False  # not yet: only with limits, which are drawn last
         case Part.SERVING:
             return True
 

@@ -13,6 +13,8 @@ from simulation.faults.kinds import Fault, Kind
 from simulation.shape import ClusterShape
 
 TIMEOUT_S = 120.0
+METERED = "metered"
+"""The tier of keys with limits, in the trials that have some."""
 
 
 class Style(StrEnum):
@@ -45,6 +47,14 @@ class PlannedRequest:
     stall_s: float = 0.0
     raises: Kind | None = None
     """Its decoder or its reply raises, after a few tokens."""
+    key: str = ""
+    """Its API key, of the tier with limits; empty: one without."""
+    is_length_open: bool = False
+    """Its client does not say how long the answer may be."""
+    is_named: bool = True
+    """Its client has chosen its id; without, it knows the one that its router chose."""
+    is_repeated: bool = False
+    """Its client sends it once more when it has the answer."""
 
 
 @dataclass(frozen=True, slots=True)
