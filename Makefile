@@ -55,11 +55,12 @@ $(DOCS_VENV)/.ready: docs/requirements.txt
 demo: setup
 	$(BIN)/python -m cli.demo
 
-# Two runs at once: real processes, which wait more than they compute, and all the rest, which takes
-# what they leave; virtual time, when one of them is done. Each may fail; all are heard to the end.
-# Of the slowest tests (`sampled`) each runs every other or third day.
+# Three runs at once: real processes, which wait more than they compute; the rest, which takes what
+# they leave; and virtual time, which takes what is left then, as nothing in it waits for a clock.
+# Each may fail; all are heard to the end. Of the slowest tests (`sampled`) each runs every other or
+# third day.
 test: setup
-	$(MAKE) --jobs=2 --keep-going --output-sync=target test-processes test-rest test-virtual
+	$(MAKE) --jobs=3 --keep-going --output-sync=target test-processes test-rest test-virtual
 
 test-processes: setup
 	$(PYTEST) --sampled tests/faults; failed=$$?; $(PYTEST) --sampled tests/e2e && exit $$failed
@@ -69,7 +70,7 @@ test-rest: setup
 		tests/unit
 
 test-virtual: setup
-	nice -n 5 $(PYTEST) --sampled tests/simulation
+	nice -n 10 $(PYTEST) --sampled tests/simulation
 
 # While one works: no cluster, no rank processes, a few seeds of the simulation. Each kind
 # of fault alone takes four trials, and there are over forty.

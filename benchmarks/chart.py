@@ -73,7 +73,7 @@ def draw_overhead():
             f'<text x="160" y="{y - 8}" font-weight="bold">{title}, ms (p50 and p95)</text>'
         )
         for kind, v in values:
-            label, colour = ("bare engine", BARE) if kind == "bare" else ("gRPC door, pd", SERVED)
+            label, colour = ("bare engine", BARE) if kind == "bare" else ("gRPC server, pd", SERVED)
             parts.append(bar(y, f"{label} p50", v["p50"], scale, colour, f"{v['p50'] * 1e3:.2f}"))
             parts.append(bar(y + 24, "p95", v["p95"], scale, colour, f"{v['p95'] * 1e3:.2f}"))
             y += 54

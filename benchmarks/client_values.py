@@ -3,8 +3,8 @@
 Owns the rows of one table. Called by `benchmarks.compatibility`.
 """
 
-MAKING = "test_request_making"
-DOOR = "test_openai_door"
+MAKING = "test_request_builder"
+APP = "test_app"
 LOGPROBS = "test_logprobs"
 UNCHUNKED = "test_a_client_of_http_1_0_gets_no_chunks_and_the_end_is_the_connections"
 PINGS = "test_a_client_that_pings_every_second_on_a_quiet_stream_is_not_sent_away"
@@ -56,14 +56,14 @@ ROWS = (
      f"{LOGPROBS}::test_the_drawn_token_is_among_its_rivals_and_comes_last"),
     ("`x-request-id`", "Envoy, Istio, LiteLLM",
      "echoed and logged; equal ones are different requests",
-     f"{DOOR}::test_equal_trace_ids_are_different_requests_and_are_echoed_and_logged"),
+     f"{APP}::test_equal_trace_ids_are_different_requests_and_are_echoed_and_logged"),
     ("`idempotency-key`", "openai SDKs, if asked to",
      "the request's id: one at a time, the same randomness",
-     f"{DOOR}::test_equal_idempotency_keys_are_one_request_with_one_randomness"),
+     f"{APP}::test_equal_idempotency_keys_are_one_request_with_one_randomness"),
     ("`HEAD` on `/health` and every other path with `GET`", "uptime monitors", "accepted",
-     f"{DOOR}::test_what_may_be_read_may_be_asked_for_without_its_body"),
+     f"{APP}::test_what_may_be_read_may_be_asked_for_without_its_body"),
     ("CORS", "browsers", "off; `router.cors_origins` lists the origins that may call",
-     f"{DOOR}::test_a_preflight_is_answered_before_the_key_and_opens_nothing"),
+     f"{APP}::test_a_preflight_is_answered_before_the_key_and_opens_nothing"),
     ("HTTP/1.0", "nginx by default, ab", "no chunks: the connection ends the reply",
      f"test_http_versions::{UNCHUNKED}"),
     ("gRPC keep-alive pings", "gRPC libraries, if asked to", "accepted, down to every half second",

@@ -21,7 +21,7 @@ TESTS = [
     "tests/component/test_sampling_exactness.py",
     "tests/component/test_tokenizing.py",
     "tests/component/test_chat_templates.py",
-    "tests/e2e/test_golden.py",
+    "tests/e2e/golden",
     "tests/unit/router/test_request_builder.py",
     "tests/unit/router/grpc/test_requests.py",
     "tests/unit/router/http/test_bodies.py",
@@ -177,17 +177,11 @@ def write(tests, path):
         "\n## Clients\n\n",
         "The golden suite, against `baton up` with `--local` and on Ray.\n\n",
     ]
-    names = sorted(
-        {
-            t.partition("[")[0].partition("::")[2]
-            for t in tests
-            if t.startswith("test_golden::") and "[" in t
-        }
-    )
+    golden = {t: good for t, good in tests.items() if t.startswith("test_golden") and "[" in t}
     rows = []
-    for name in names:
+    for name in sorted({name_of(t) for t in golden}):
         cells = [
-            mark([good for t, good in tests.items() if t.startswith(f"test_golden::{name}[{kind}")])
+            mark([good for t, good in golden.items() if f"::{name}[{kind}" in t])
             for kind in ("local", "ray")
         ]
         rows.append([name.removeprefix("test_").replace("_", " "), *cells])

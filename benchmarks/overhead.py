@@ -1,5 +1,5 @@
 """What serving adds: step overhead over the bare forward,
-TTFT and ITL of the gRPC door over the bare engine.
+TTFT and ITL of the gRPC server over the bare engine.
 
 The tiny model, prompt 128, path pd forced, one torch thread per rank. Turns alternate A B A B
 within one run, because this kind of machine drifts. Run: python -m benchmarks.overhead
@@ -53,7 +53,7 @@ def bare_request(runner, seed):
 
 
 async def served_request(stub, seed):
-    """The same through the gRPC door."""
+    """The same through the gRPC server."""
     ids = [(seed * 31 + i * 7) % 256 for i in range(PROMPT)]
     started, stamps, timing = await timed_stream(stub, ids, OUTPUT)
     return stamps[0] - started, [b - a for a, b in pairwise(stamps)], timing
@@ -178,7 +178,7 @@ async def main():
     table = Table(
         "",
         "bare p50",
-        "gRPC door p50",
+        "gRPC server p50",
         "added p50",
         "added p95",
         title="prompt 128, pd forced, milliseconds",

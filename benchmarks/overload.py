@@ -2,8 +2,8 @@
 
 Owns the offered load (mixed prompts that never repeat), the client that carries it and the figures:
 who was refused and how fast, what those who were let in got, what is left at rest, how soon all is
-well again. A real cluster of child processes, loopback only, its HTTP door. Capacity is measured in
-a closed loop before and after each load, because this kind of machine drifts. Called by hand;
+well again. A real cluster of child processes, loopback only, over HTTP. Capacity is measured in a
+closed loop before and after each load, because this kind of machine drifts. Called by hand;
 `benchmarks.chart` draws docs/overload.svg.
 Run: python -m benchmarks.overload [--seconds 60] [--times 2 5 20] [--out NAME]
 """
@@ -73,8 +73,8 @@ class Outcome:
         return [b - a for a, b in pairwise(self.arrivals)]
 
 
-class Door:
-    """The HTTP door, spoken to in bytes: a connection a request, and little work for each."""
+class HttpClient:
+    """Speaks HTTP in bytes: a connection a request, and little work for each."""
 
     def __init__(self, port, seed):
         self.port = port
@@ -140,19 +140,19 @@ def cluster_cpu_s():
     return sum(t.user + t.system for t in times)
 
 
-async def closed_loop(door, concurrency, seconds):
+async def closed_loop(client, concurrency, seconds):
     """As many at once as there are permits, each followed by the next."""
     began, outcomes = time.monotonic(), []
 
     async def one():
         while time.monotonic() < began + seconds:
-            outcomes.append(await door.ask(door.mixed_body()))
+            outcomes.append(await client.ask(client.mixed_body()))
 
     await asyncio.gather(*(one() for _ in range(concurrency)))
     return outcomes, began
 
 
-async def open_loop(door, rate, seconds):
+async def open_loop(client, rate, seconds):
     """Poisson arrivals; one that finds too many open is not sent, and counted.
 
     Returns:
@@ -164,12 +164,12 @@ async def open_loop(door, rate, seconds):
         nonlocal num_open
         num_open += 1
         try:
-            return await door.ask(door.mixed_body(), due_at)
+            return await client.ask(client.mixed_body(), due_at)
         finally:
             num_open -= 1
 
     began = due_at = time.monotonic()
-    while (due_at := due_at + door.rng.expovariate(rate)) < began + seconds:
+    while (due_at := due_at + client.rng.expovariate(rate)) < began + seconds:
         if (wait_s := due_at - time.monotonic()) > 0:
             await asyncio.sleep(wait_s)
         if num_open >= MAX_OPEN:
@@ -208,20 +208,20 @@ async def at_rest(port):
             await asyncio.sleep(0.1)
 
 
-async def probe(door):
-    return await door.ask(door.body(30, 4))
+async def probe(client):
+    return await client.ask(client.body(30, 4))
 
 
-async def unloaded_ttft_s(door):
-    outcomes = [await probe(door) for _ in range(PROBES)]
+async def unloaded_ttft_s(client):
+    outcomes = [await probe(client) for _ in range(PROBES)]
     return sorted(o.ttft_s for o in outcomes if o.is_ok)[PROBES // 2]
 
 
-async def recovery_s(door, ended_at, normal_s):
+async def recovery_s(client, ended_at, normal_s):
     """Seconds from the end of the load to the first of two good answers; None: never."""
     first_good_at = None
     while time.monotonic() < ended_at + RECOVERY_S:
-        outcome = await probe(door)
+        outcome = await probe(client)
         is_good = outcome.is_ok and outcome.ttft_s <= 2 * normal_s + 0.02
         if is_good and first_good_at is not None:
             return first_good_at - ended_at
@@ -236,12 +236,12 @@ def decision_s(outcome, queue_wait_s):
     return took_s - queue_wait_s if outcome.code == QUEUED_OUT else took_s
 
 
-async def overload(door, rate, options, normal_s):
+async def overload(client, rate, options, normal_s):
     """One load and all that is said of it."""
     cpu_began = time.process_time()
-    tasks, began, ended, num_unsent = await open_loop(door, rate, options.seconds)
+    tasks, began, ended, num_unsent = await open_loop(client, rate, options.seconds)
     generator_cpu = (time.process_time() - cpu_began) / (ended - began)
-    recovered = asyncio.create_task(recovery_s(door, ended, normal_s))
+    recovered = asyncio.create_task(recovery_s(client, ended, normal_s))
     async with asyncio.timeout(DRAIN_S):
         outcomes = await asyncio.gather(*tasks)
     recovered_s = await recovered
@@ -266,7 +266,7 @@ async def overload(door, rate, options, normal_s):
         "generator_lag_s": quantiles([o.sent_at - o.due_at for o in outcomes]),
         "generator_cpu": generator_cpu,
         "recovery_s": recovered_s,
-        "at_rest": await at_rest(door.port),
+        "at_rest": await at_rest(client.port),
     }
 
 
@@ -285,13 +285,13 @@ async def measure(options, console):
     await cluster.start()
     rows, capacities = [], []
     try:
-        door = Door(cluster.http_port, options.seed)
-        normal_s = await unloaded_ttft_s(door)
+        client = HttpClient(cluster.http_port, options.seed)
+        normal_s = await unloaded_ttft_s(client)
 
         async def capacity():
             seconds = options.capacity_seconds
             cpu_began_s = cluster_cpu_s()
-            outcomes, began = await closed_loop(door, options.max_running, seconds)
+            outcomes, began = await closed_loop(client, options.max_running, seconds)
             cpu_s = cluster_cpu_s() - cpu_began_s
             found = goodput(outcomes, began, began + seconds, options.slo_s)
             found["cpu_ms_per_answer"] = 1e3 * cpu_s / len(outcomes)
@@ -309,7 +309,7 @@ async def measure(options, console):
         await capacity()
         for times in options.times:
             rate = times * capacities[-1]["answers_per_s"]
-            row = {"times": times, **await overload(door, rate, options, normal_s)}
+            row = {"times": times, **await overload(client, rate, options, normal_s)}
             console.print(f"{times}x: {row['ok']} of {row['sent']} ok", style="dim")
             await capacity()
             beside = capacities[-2:]

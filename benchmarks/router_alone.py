@@ -166,7 +166,7 @@ async def main():
         ports = await router.recv("router-0")
         await router.send(json.dumps({"members": [to_json(descriptor)], "is_starting": False}))
         await asyncio.sleep(1.0)
-        for door, load, port in (
+        for server, load, port in (
             ("HTTP", over_http, ports["http_port"]),
             ("gRPC", over_grpc, ports["grpc_port"]),
         ):
@@ -178,7 +178,7 @@ async def main():
                 used_s = cpu_s(router.process.pid) - before
                 rows.append(
                     {
-                        "door": door,
+                        "server": server,
                         "streams": streams,
                         "tokens": tokens,
                         "took_s": took_s,
@@ -192,10 +192,10 @@ async def main():
         stub.stdin.close()
         await stub.wait()
     path = save("router_alone", {"output_tokens": OUTPUT, "rows": rows})
-    table = Table("door", "streams", "tokens/s", "router CPU us/token", "tokens/s per core")
+    table = Table("server", "streams", "tokens/s", "router CPU us/token", "tokens/s per core")
     for r in rows:
         table.add_row(
-            r["door"],
+            r["server"],
             str(r["streams"]),
             f"{r['tokens_per_s']:.0f}",
             f"{r['router_cpu_s'] / r['tokens'] * 1e6:.1f}",

@@ -1,4 +1,4 @@
-"""One greedy request through the gRPC door, timed token by token.
+"""One greedy request through the gRPC server, timed token by token.
 
 Owns the request and the stamps. Called by the benchmarks that measure single requests.
 """

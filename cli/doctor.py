@@ -25,6 +25,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from cli.console import plain_console
 from client.endpoints import Endpoints, authorization
 from cluster.redis.binary import describe_server
 from core.errors import ConfigError
@@ -184,12 +185,12 @@ def run_doctor(url: str, mib: int, access: Endpoints, *, as_json: bool) -> None:
         typer.echo(json.dumps(tree, indent=2))
     else:
         _show(verdicts, prompts)
-        Console().print(f"Store that `baton up` starts on this machine: {describe_server()}")
+        plain_console().print(f"Store that `baton up` starts on this machine: {describe_server()}")
     raise typer.Exit(0 if verdicts and not any(v.error for v in verdicts) else 1)
 
 
 def _show(verdicts: list[Verdict], prompts: list[Prompt]) -> None:
-    console = Console()
+    console = plain_console()
     if not verdicts:
         console.print(
             "No KV route from a prefill worker to a decode worker: one pool does both, or one has "

@@ -15,13 +15,13 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from client.endpoints import Endpoints
+from cli.console import plain_console
+from cli.routers import ask_until
+from client.endpoints import Endpoints, words_of
 from core.errors import ConfigError
 
 MIN_WIDTH = 110
 """Characters of the table of candidates."""
-TRIES_PER_ROUTER = 8
-"""Connections for each router behind one address, until each of them should have answered."""
 
 
 def explain_request(url: str, request_id: str, access: Endpoints, *, as_json: bool) -> None:
@@ -30,31 +30,16 @@ def explain_request(url: str, request_id: str, access: Endpoints, *, as_json: bo
     Raises:
         ConfigError: No router answers, or none that was asked remembers the request.
     """
-    found = _ask(url, f"/explain/{quote(request_id, safe='')}", access)
+    path = f"/explain/{quote(request_id, safe='')}"
+    found, _ = ask_until(
+        lambda answer, _: "error" not in answer, lambda: access.get_with_headers(url, path)
+    )
     if "error" in found:
-        raise ConfigError(found["error"]["message"])
+        raise ConfigError(words_of(found))
     if as_json:
         typer.echo(json.dumps(found, indent=2))
     else:
         _show(found)
-
-
-def _ask(url: str, path: str, access: Endpoints) -> dict[str, Any]:
-    """Ask until one remembers: routers may share an address, which spreads connections over them.
-
-    Returns:
-        The first answer that is no error, or the last error.
-    """
-    asked: set[str] = set()
-    num_tries = 0
-    while True:
-        found, headers = access.get_with_headers(url, path)
-        num_tries += 1
-        asked.add(headers.get("x-baton-router", ""))
-        num_routers = int(headers.get("x-baton-num-routers", 1))
-        is_last = len(asked) >= num_routers or num_tries >= TRIES_PER_ROUTER * num_routers
-        if "error" not in found or is_last:
-            return found
 
 
 def explain_prompt(url: str, body: dict[str, Any], access: Endpoints, *, as_json: bool) -> None:
@@ -193,7 +178,7 @@ def _show_candidates(console: Console, found: dict[str, Any]) -> None:
 
 def _console() -> Console:
     """Make one with room for every column: figures that are cut short would be wrong ones."""
-    console = Console()
+    console = plain_console()
     console.width = max(console.width, MIN_WIDTH)
     return console
 

@@ -6,13 +6,14 @@ Owns what is shown and the exit code. Does not know how readiness is found: it a
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import typer
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
+from cli.console import plain_console
 from client.endpoints import Endpoints
 
 EXIT_CODES = {"ready": 0, "not_ready": 1, "degraded": 3}
@@ -26,8 +27,8 @@ def run_status(url: str, access: Endpoints, *, as_json: bool) -> int:
         ConfigError: No router answers.
     """
     readiness = access.get(url, "/ready")
-    replicas = access.get(url, "/replicas")["replicas"]
-    tiers = access.get(url, "/load")["tiers"]
+    replicas = access.get_field(url, "/replicas", "replicas")
+    tiers = access.get_field(url, "/load", "tiers")
     if as_json:
         typer.echo(json.dumps({**readiness, "replicas": replicas, "tiers": tiers}, indent=2))
     else:
@@ -38,23 +39,43 @@ def run_status(url: str, access: Endpoints, *, as_json: bool) -> int:
 def _show(
     readiness: dict[str, Any], replicas: list[dict[str, Any]], tiers: dict[str, dict[str, int]]
 ) -> None:
-    console = Console()
+    console = plain_console()
+    console.print(_workers(replicas))
+    console.print(_tiers(tiers))
+    for line in _lines(readiness):
+        console.print(line, highlight=False)
+
+
+def _workers(replicas: list[dict[str, Any]]) -> Table:
     table = Table(
         "role", "pid", "ranks", "address", "state", "run", "wait", "free blocks", box=box.SIMPLE
     )
     for r in sorted(replicas, key=lambda r: (r["role"], r["pid"])):
         load = r["load"]
-        ranks = " ".join(map(str, r["rank_pids"]))
-        blocks = f"{load['free_blocks'] + load['cached_blocks']}/{load['total_blocks']}"
-        run = str(load["running"])
-        wait = str(load["waiting"])
-        table.add_row(r["role"], str(r["pid"]), ranks, r["address"], r["state"], run, wait, blocks)
-    console.print(table)
-    # Of the router that answers: each counts its own.
+        # Cached blocks are given up whenever blocks are needed.
+        num_free = load["free_blocks"] + load["cached_blocks"]
+        table.add_row(
+            r["role"],
+            str(r["pid"]),
+            " ".join(map(str, r["rank_pids"])),
+            r["address"],
+            r["state"],
+            str(load["running"]),
+            str(load["waiting"]),
+            f"{num_free}/{load['total_blocks']}",
+        )
+    return table
+
+
+def _tiers(tiers: dict[str, dict[str, int]]) -> Table:
+    """Draw the tiers of the router that answers: each counts its own."""
     table = Table("tier", "run", "wait", "refused", box=box.SIMPLE)
     for name, counts in tiers.items():
         table.add_row(name, *(str(counts[key]) for key in ("running", "queued", "refused")))
-    console.print(table)
+    return table
+
+
+def _lines(readiness: dict[str, Any]) -> Iterator[str]:
     state = readiness["state"].replace("_", " ")
     for name, model in readiness["models"].items():
         pools = ", ".join(
@@ -62,8 +83,6 @@ def _show(
             for role in ("prefill", "decode")
         )
         canary = "" if model["canary_ms"] is None else f"; canary {model['canary_ms']} ms"
-        line = f"{name}: {state}; {pools}; store {readiness['store']}{canary}"
-        console.print(line, markup=False, highlight=False)
+        yield f"{name}: {state}; {pools}; store {readiness['store']}{canary}"
     for problem in readiness["problems"]:
-        line = f"  {problem['code']}: {problem['detail']}"
-        console.print(line, markup=False, highlight=False)
+        yield f"  {problem['code']}: {problem['detail']}"

@@ -13,13 +13,15 @@ from typing import Any
 
 import typer
 from rich import box
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from cli.console import plain_console
+from cli.routers import ask_until
 from cli.top_figures import Snapshot, Window, totals_of
-from client.endpoints import Endpoints
+from client.endpoints import Endpoints, refusal
 from core.errors import ConfigError
 
 BAR_CELLS = 10
@@ -38,7 +40,8 @@ def run_top(
 ) -> None:
     """Show a router's figures until Ctrl-C, or once, after the interval that rates need.
 
-    A router that stops answering is asked again: it may be restarting.
+    One router is watched, the first that answers. If it stops answering it is asked again: it may
+    be restarting.
 
     Raises:
         ConfigError: No router answers the first time.
@@ -48,7 +51,7 @@ def run_top(
         window.add(read_snapshot(url, access))
         if is_once:
             wait(interval_s)
-            window.add(read_snapshot(url, access))
+            window.add(read_snapshot(url, access, window.router))
             _shown_plainly(as_json=as_json)(window.figures())
             return
         with _shown(as_json=as_json) as show:
@@ -58,28 +61,40 @@ def run_top(
                 show(_next(window, url, access))
 
 
-def read_snapshot(url: str, access: Endpoints) -> Snapshot:
-    """Ask a router for all that is shown.
+def read_snapshot(url: str, access: Endpoints, router: str = "") -> Snapshot:
+    """Ask for all that is shown.
+
+    Args:
+        url: Where one router listens, or several: all of them see the same workers, but each
+            counts its own requests.
+        access: How they are reached.
+        router: Whose counts are wanted; another's are returned if it is not there any more.
 
     Raises:
-        ConfigError: No router answers.
+        ConfigError: No router answers, or it refuses.
     """
+
+    def is_wanted(_: object, name: str) -> bool:
+        return name == (router or name)
+
+    exposition, router = ask_until(is_wanted, lambda: access.get_text(url, "/metrics"))
+    load, _ = ask_until(is_wanted, lambda: access.get_with_headers(url, "/load"))
+    if "tiers" not in load:
+        raise refusal(url, load)
     readiness = access.get(url, "/ready")
-    replicas = access.get(url, "/replicas")["replicas"]
-    tiers = access.get(url, "/load")["tiers"]
-    routes = access.get(url, "/links")["links"]
-    exposition = access.get_text(url, "/metrics")
+    replicas = access.get_field(url, "/replicas", "replicas")
+    routes = access.get_field(url, "/links", "links")
     try:
         totals = totals_of(exposition)
     except ValueError as error:
         raise ConfigError(f"the server at {url}/metrics is no router") from error
-    return Snapshot(time.monotonic(), readiness, replicas, tiers, routes, totals)
+    return Snapshot(time.monotonic(), router, readiness, replicas, load["tiers"], routes, totals)
 
 
 def _next(window: Window, url: str, access: Endpoints) -> dict[str, Any]:
     """Return the newest figures, with an error if there are no newer ones."""
     try:
-        window.add(read_snapshot(url, access))
+        window.add(read_snapshot(url, access, window.router))
     except ConfigError as error:
         return {**window.figures(), "error": error.message}
     return window.figures()
@@ -91,14 +106,14 @@ def _next(window: Window, url: str, access: Endpoints) -> dict[str, Any]:
 def _shown_plainly(*, as_json: bool) -> Show:
     if as_json:
         return lambda figures: typer.echo(json.dumps(figures))
-    console = Console()
+    console = plain_console()
     return lambda figures: console.print(draw(figures))
 
 
 @contextlib.contextmanager
 def _shown(*, as_json: bool) -> Iterator[Show]:
     """Yield what shows figures: in place on a terminal, one after the other elsewhere."""
-    console = Console()
+    console = plain_console()
     if as_json or not console.is_terminal:
         yield _shown_plainly(as_json=as_json)
         return
@@ -125,8 +140,9 @@ def draw(figures: dict[str, Any]) -> RenderableType:
 def _headline(figures: dict[str, Any]) -> str:
     kv_per_s = figures["kv_bytes_per_s"]
     kv = NOTHING if kv_per_s is None else f"{kv_per_s / 1e6:.1f}"
+    at_router = f" at {figures['router']}" if figures["router"] else ""
     return (
-        f"{', '.join(figures['models'])}: {figures['state'].replace('_', ' ')}; "
+        f"{', '.join(figures['models'])}{at_router}: {figures['state'].replace('_', ' ')}; "
         f"store {figures['store']}; in the last {figures['window_s']:.0f} s "
         f"{_rate(figures['requests_per_s'])} requests/s, "
         f"{_rate(figures['prompt_tokens_per_s'])} prompt and "

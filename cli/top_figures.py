@@ -35,6 +35,8 @@ class Snapshot:
     """What a router said at one instant (monotonic seconds)."""
 
     at_s: float
+    router: str
+    """Its name; empty if it does not say."""
     readiness: dict[str, Any]
     replicas: list[dict[str, Any]]
     tiers: dict[str, dict[str, int]]
@@ -74,6 +76,11 @@ class Window:
         while len(self._snapshots) > 1 and self._snapshots[1].at_s <= snapshot.at_s - WINDOW_S:
             self._snapshots.popleft()
 
+    @property
+    def router(self) -> str:
+        """Name of the router that is watched; empty before the first snapshot."""
+        return self._snapshots[-1].router if self._snapshots else ""
+
     def figures(self) -> dict[str, Any]:
         """Return everything that is shown; what cannot be told yet is None.
 
@@ -83,6 +90,7 @@ class Window:
         last = self._snapshots[-1]
         growth = Growth(self._snapshots[0], last)
         return {
+            "router": last.router,
             "state": last.readiness["state"],
             "models": list(last.readiness["models"]),
             "store": last.readiness["store"],
@@ -125,8 +133,10 @@ class Growth:
 
 
 def _has_restarted(before: Snapshot, after: Snapshot) -> bool:
-    """True if a counter fell: it is another router, or another worker of the old name."""
-    return any(after.totals.get(key, value) < value for key, value in before.totals.items())
+    """True if it is another router, or a counter fell: it has started again."""
+    return before.router != after.router or any(
+        after.totals.get(key, value) < value for key, value in before.totals.items()
+    )
 
 
 def _tier(name: str, counts: dict[str, int], growth: Growth) -> dict[str, Any]:

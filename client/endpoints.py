@@ -2,7 +2,8 @@
 
 Owns the one rule for all commands: `--ca`, else `SSL_CERT_FILE`, else what the system trusts; a
 client certificate if a proxy requires one; the API key from the environment, never from the command
-line, which everyone on a machine can read. Does not know what is asked.
+line, which everyone on a machine can read. What a server answers cannot steer the terminal on
+which it is shown. Does not know what is asked.
 """
 
 from __future__ import annotations
@@ -116,23 +117,38 @@ class Endpoints:
         """Send a GET to a router.
 
         Raises:
-            ConfigError: Nobody answers, or the key has no right to it.
+            ConfigError: Nobody answers, the key has no right to it, or the router refuses it.
         """
-        return _tree(url, path, self._exchange(url, path, None)[0])
+        return _unrefused(url, self.get_with_headers(url, path)[0])
 
-    def get_text(self, url: str, path: str) -> str:
-        """Send a GET to a router for what is no JSON.
+    def get_field(self, url: str, path: str, name: str) -> Any:  # noqa: ANN401 - any JSON
+        """Send a GET to a router, for one field of its answer.
+
+        Raises:
+            ConfigError: As for `get`, or there is no such field.
+        """
+        answer = self.get(url, path)
+        if name not in answer:
+            raise ConfigError(f"the server at {url}{path} is no router")
+        return answer[name]
+
+    def get_text(self, url: str, path: str) -> tuple[str, Mapping[str, str]]:
+        """Send a GET to a router for what is no JSON, over a connection of its own.
+
+        Returns:
+            The answer and its headers.
 
         Raises:
             ConfigError: Nobody answers, or the key has no right to it.
         """
-        return self._exchange(url, path, None)[0].decode(errors="replace")
+        answer, headers = self._exchange(url, path, None)
+        return answer.decode(errors="replace"), headers
 
     def get_with_headers(self, url: str, path: str) -> tuple[dict[str, Any], Mapping[str, str]]:
         """Send a GET to a router, over a connection of its own.
 
         Returns:
-            The answer and its headers.
+            The answer, which may be an error, and its headers.
 
         Raises:
             ConfigError: Nobody answers, or the key has no right to it.
@@ -147,10 +163,7 @@ class Endpoints:
             ConfigError: Nobody answers, the key has no right to it, or the router refuses it.
         """
         answer, _ = self._exchange(url, path, json.dumps(body).encode())
-        tree = _tree(url, path, answer)
-        if "error" in tree and isinstance(tree["error"], dict):
-            raise ConfigError(f"the router at {url} refuses: {tree['error'].get('message', '')}")
-        return tree
+        return _unrefused(url, _tree(url, path, answer))
 
     def _exchange(self, url: str, path: str, body: bytes | None) -> tuple[bytes, Mapping[str, str]]:
         if not url.startswith(("http://", "https://")):
@@ -209,12 +222,52 @@ class Endpoints:
         return f"{self.ca} is not the authority that signed it: give --ca the one that did"
 
 
+def refusal(url: str, answer: Mapping[str, Any]) -> ConfigError:
+    """Make the error of an answer that is one, or is no router's."""
+    words = words_of(answer)
+    return ConfigError(
+        f"the router at {url} refuses: {words}" if words else f"the server at {url} is no router"
+    )
+
+
+def words_of(answer: Mapping[str, Any]) -> str:
+    """Return what an answer that is an error says; empty: nothing."""
+    error = answer.get("error", "")
+    return str(error.get("message", "") if isinstance(error, dict) else error)
+
+
+def _unrefused(url: str, answer: dict[str, Any]) -> dict[str, Any]:
+    # Beside an answer there may be an error in words.
+    if isinstance(answer.get("error"), dict):
+        raise refusal(url, answer)
+    return answer
+
+
 def _tree(url: str, path: str, answer: bytes) -> dict[str, Any]:
     try:
-        tree: dict[str, Any] = json.loads(answer)
-    except ValueError as error:
+        tree = json.loads(answer)
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"the server at {url}{path} is no router") from error
-    return tree
+    if not isinstance(tree, dict):
+        raise ConfigError(f"the server at {url}{path} is no router")
+    return {_printable(name): _printable(value) for name, value in tree.items()}
+
+
+def _printable(value: Any) -> Any:  # noqa: ANN401 - any JSON
+    """Write out what would steer a terminal: whoever chose a name is not trusted with it."""
+    if isinstance(value, str):
+        return value if value.isprintable() else "".join(map(_shown, value))
+    if isinstance(value, list):
+        return [_printable(item) for item in value]
+    if isinstance(value, dict):
+        return {_printable(name): _printable(item) for name, item in value.items()}
+    return value
+
+
+def _shown(character: str) -> str:
+    if character.isprintable():
+        return character
+    return character.encode("unicode_escape").decode()
 
 
 def _hosts_at(address: str) -> list[str]:

@@ -219,8 +219,8 @@ WORKER_WAITING_TOKENS = Metric(
 WORKER_PREEMPTIONS = Metric(
     "baton_worker_preemptions",
     "gauge",
-    "sequences that gave up their blocks or place to others since the worker's start; what is not "
-    "cached any more is computed again",
+    "sequences of a worker that gave up their blocks or place to others, over all its starts; what "
+    "is not cached any more is computed again",
     ("worker",),
 )
 WORKER_EXPOSED = Metric(
@@ -239,14 +239,14 @@ STORED_BLOCKS = Metric(
 STORED_HITS = Metric(
     "baton_storage_hit_blocks",
     "gauge",
-    "blocks that live workers have loaded from a storage tier since they started",
+    "blocks that workers have loaded from a storage tier, those that have left among them",
     ("storage",),
 )
 STORAGE_FAULTS = Metric(
     "baton_storage_faults",
     "gauge",
-    "blocks that live workers could not write to a storage tier or read from it since they "
-    "started; each costs a hit",
+    "blocks that workers could not write to a storage tier or read from it, those that have left "
+    "among them; each costs a hit",
     ("reason",),
 )
 ALL = (

@@ -1,6 +1,7 @@
 """Monotonic stamps of one request and the durations derived from them, defined once.
 
-Owns TTFT, ITL, TPOT and E2E as this project means them. Does not know who stamps.
+Owns TTFT, ITL, TPOT and E2E as this project means them, and how a duration is shown. Does not know
+who stamps.
 """
 
 from __future__ import annotations
@@ -44,3 +45,8 @@ class Timeline:
         if self.num_tokens < 2 or not self.token_at:
             return None
         return (self.token_at[-1] - self.token_at[0]) / (self.num_tokens - 1)
+
+
+def rounded_ms(seconds: float) -> float:
+    """Return a duration as people and logs get it: milliseconds, to the microsecond."""
+    return round(seconds * 1000, 3)

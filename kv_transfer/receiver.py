@@ -334,7 +334,8 @@ class Receiver:
         expected = blocks.num_expected
         if num_here != expected or commit.num_entries != expected:
             raise KVTransferError(
-                f"the transfer has {num_here} fragments, the reservation needs {expected}"
+                f"{num_here} fragments are here and the commit counts {commit.num_entries}, "
+                f"the reservation needs {expected}"
             )
         # Each fragment is right by itself. Together they must be those that the sender counted: it
         # may have sent one twice, with other bytes, and the later one is here.

@@ -6,15 +6,21 @@ workers; leaves to `router.tier_queues` who goes next and who makes room, and to
 
 A request takes a permit for each of its choices. A tier takes no more than its share of them,
 whatever it asks for: the others find what is left.
+
+A request arrives from its head until it is made: while its body comes and waits for a tokenizer. It
+will want a permit, so newcomers are refused for it as for one that waits. Otherwise a burst would
+pass as long as the queue looks empty, and be refused only after all the work that early refusal is
+to save. Who takes long to arrive is not waited for.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 
 from core.clocks import LoopClock
 from core.config import TierConfig, default_tiers
@@ -23,7 +29,11 @@ from core.ids import Ids
 from core.types import CANARY_TIER, MAX_CHOICES, GenerateRequest
 from router.expected_wait import Ahead
 from router.load_shedding import LoadShedding, Shortage
-from router.tier_queues import TierQueue, TierQueues, Waiter
+from router.tier_queues import QueuedAhead, TierQueue, TierQueues, Waiter
+
+MAX_ARRIVAL_S = 2.0
+"""Half-sent bodies must not keep others out."""
+NO_QUEUE_LIMITS = {"max_queued": None, "max_queued_tokens": None}
 
 
 @dataclass(eq=False, slots=True)
@@ -52,6 +62,12 @@ class Admission:
         self._max_queued = max_queued
         self._queue_wait_s = queue_wait_s
         self._waiting: TierQueues[_Waiter] = TierQueues(self._tiers, max_queued, max_queued_tokens)
+        # As many may arrive as could run or wait, however few of its own tier may wait.
+        self._arriving: TierQueues[Waiter] = TierQueues(
+            {name: tier.model_copy(update=NO_QUEUE_LIMITS) for name, tier in self._tiers.items()},
+            max_running + max_queued,
+            max_queued_tokens,
+        )
         self._num_running = dict.fromkeys(self._tiers, 0)
         self.num_refused: Counter[str] = Counter(dict.fromkeys(self._tiers, 0))
         """Requests for which there was no room or no time, by tier."""
@@ -100,6 +116,24 @@ class Admission:
         finally:
             self._release(tier, num_permits)
 
+    def arrive(self, tier: str, tenant: str, others: Sequence[str] = ()) -> Callable[[], None]:
+        """Count a newcomer as arriving, unless it is refused.
+
+        Returns:
+            Leaves its place; calling it again is harmless.
+
+        Raises:
+            Overloaded: As `check_open`.
+            Draining: As `check_open`.
+        """
+        self.check_open(tier, tenant, others)
+        now_s = asyncio.get_running_loop().time()
+        newcomer = Waiter(tier, tenant, num_permits=1, num_tokens=0, joined_at=now_s)
+        # Whoever leaves its place to it is counted no more, and finds its room or not.
+        if self._arriving.has_place_for(tier, tenant):
+            self._arriving.join(newcomer)
+        return partial(self._arriving.leave, newcomer)
+
     def check_open(self, tier: str, tenant: str, others: Sequence[str] = ()) -> None:
         """Refuse early, before any work, what would find no place in the queue, or wait too long.
 
@@ -128,29 +162,57 @@ class Admission:
             raise Draining("the router is shutting down; try another one")
 
     def _ahead_of(self, tier: str, tenant: str) -> Ahead:
+        """Foresee what goes before a request that is made."""
         queued = self._waiting.ahead_of(tier, tenant, asyncio.get_running_loop().time())
+        return self._ahead(tier, queued, self._may_run_now(tier, 1))
+
+    def _ahead_of_newcomer(self, tier: str, tenant: str) -> Ahead:
+        """Foresee what goes before one that is still to be made: those who arrive, too."""
+        now_s = asyncio.get_running_loop().time()
+        self._forget_late_arrivals(now_s)
+        queued = self._waiting.ahead_of(tier, tenant, now_s)
+        arriving = self._arriving.ahead_of(tier, tenant, now_s)
+        num_ahead = QueuedAhead(
+            queued.num_requests + arriving.num_requests,
+            queued.num_own + arriving.num_own,
+            queued.num_tokens,
+        )
+        is_free = (
+            self._may_run_now(tier, arriving.num_own + 1)
+            and self.num_running + arriving.num_requests < self._max_running
+        )
+        return self._ahead(tier, num_ahead, is_free)
+
+    def _forget_late_arrivals(self, now_s: float) -> None:
+        for queue in self._arriving.by_tier.values():
+            while (first := queue.waiters.oldest) and first.joined_at < now_s - MAX_ARRIVAL_S:
+                self._arriving.leave(first)
+
+    def _ahead(self, tier: str, queued: QueuedAhead, is_free: bool) -> Ahead:
         share = self._max_running_of(tier)
         num_left = share - self._num_running[tier]
         is_limited = share < self._max_running
         return Ahead(
-            self.num_running,
-            queued.num_requests,
-            queued.num_tokens,
-            self._may_run_now(tier, 1),
-            max(0, queued.num_own + 1 - num_left) if is_limited else 0,
+            num_running=self.num_running,
+            num_requests=queued.num_requests,
+            num_tokens=queued.num_tokens,
+            is_free=is_free,
+            num_own_releases=max(0, queued.num_own + 1 - num_left) if is_limited else 0,
         )
 
     def _shortage(self, tier: str, tenant: str) -> Shortage | None:
         """Say why a newcomer would be refused; None: it is let in."""
-        if not (self._may_run_now(tier, 1) or self._waiting.has_place_for(tier, tenant)):
-            return self._full(tier, tenant)
-        return self._shedding.too_late(tier, self._ahead_of(tier, tenant))
+        ahead = self._ahead_of_newcomer(tier, tenant)
+        has_place = self._arriving.has_place_for(tier, tenant) and (
+            ahead.is_free or self._waiting.has_place_for(tier, tenant)
+        )
+        return self._shedding.too_late(tier, ahead) if has_place else self._full(tier, tenant)
 
     def _full(self, tier: str, tenant: str) -> Shortage:
         queue = self._waiting.by_tier[tier]
         message = (
-            f"{self.num_running} requests run and {self.num_queued} wait, the limits are "
-            f"{self._max_running} and {self._max_queued} (of tier {tier} "
+            f"{self.num_running} requests run and {self.num_queued} wait, {len(self._arriving)} "
+            f"arrive; the limits are {self._max_running} and {self._max_queued} (of tier {tier} "
             f"{self._num_running[tier]} and {len(queue.waiters)}, "
             f"{self._max_running_of(tier)} and {queue.max_queued}); try again later"
         )

@@ -7,6 +7,7 @@ ends by what they report. Does not know placement, sessions or what comes after 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -49,6 +50,8 @@ class AttemptState:
     bounded by the credit."""
     scores: list[Logprob] = field(default_factory=list)
     """The prompt's scores, as far as they have arrived."""
+    prefill_reported: asyncio.Event = field(default_factory=asyncio.Event)
+    """Prefill has said what it measured, or never will."""
 
     def fail(self, error: ServingError, suspect: WorkerId | None = None) -> None:
         """End the attempt with a fault, once; the next one avoids `suspect`."""
@@ -56,6 +59,13 @@ class AttemptState:
             self.finished.set_exception(error)
             if suspect is not None:
                 self.run.excluded.add(suspect)
+
+    async def prefill_report(self, wait_s: float) -> None:
+        """Wait for what prefill measured: decode may have said everything before its first word."""
+        if self.placement.path is Path.PD and not self.prefill_reported.is_set():
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(wait_s):
+                    await self.prefill_reported.wait()
 
     @property
     def exposed_transfer_s(self) -> float:
@@ -95,9 +105,12 @@ class AttemptState:
 
     def on_delta(self, worker_id: WorkerId, delta: TokenDelta) -> None:
         """Deliver new tokens; the attempt is done when every choice is."""
+        is_decode = worker_id == self.placement.decode.worker_id
+        if delta.timings is not None and not is_decode:
+            self.run.note_timings(delta.timings)
+            self.prefill_reported.set()
         if self.finished.done():
             return
-        is_decode = worker_id == self.placement.decode.worker_id
         try:
             self._take_scores(delta)
         except ServingError as error:
@@ -171,6 +184,8 @@ class AttemptState:
     def on_ended(self, worker_id: WorkerId, ended: AttemptEnded) -> None:
         """Note a worker's end; its error ends the attempt, unless the worker is needed no more."""
         self.run.note_timings(ended.timings)
+        if worker_id == self.placement.prefill.worker_id:
+            self.prefill_reported.set()
         if ended.error is not None and not self._is_done_with(worker_id):
             self.fail(ended.error, self._suspect(worker_id, ended.error))
 
@@ -187,6 +202,8 @@ class AttemptState:
 
     def on_lost(self, worker_id: WorkerId, error: WorkerLost) -> None:
         """End the attempt: a worker is gone, unless it is needed no more."""
+        if worker_id == self.placement.prefill.worker_id:
+            self.prefill_reported.set()
         if not self._is_done_with(worker_id):
             self.fail(error, worker_id)
 

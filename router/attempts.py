@@ -42,6 +42,8 @@ from router.workers.sessions import WorkerSessions
 AFTER_FAULT_WAIT_S = 3.0
 """How long a request that lost its worker waits for another while none is known to be starting."""
 FAULT_PAUSE_S = 0.05
+REPORT_WAIT_S = 0.25
+"""For what prefill measured, where decode was faster: beside load, a message is late."""
 MAX_MOVES = 32
 """Moves off draining or full workers that one request may see."""
 
@@ -178,6 +180,9 @@ class Attempts:
             self._prefixes.sent(run.run_id, placement.prefill, names)
             self._steering.placed(run.request, placement)
             await attempt.finished
+            # Usage is made of it. No answer that is whole misses its deadline for that.
+            left_s = run.request.deadline_at - self._clock.now_s()
+            await attempt.prefill_report(min(REPORT_WAIT_S, left_s / 2))
         finally:
             if not attempt.is_answered:
                 self._prefixes.failed(run.run_id)

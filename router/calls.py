@@ -7,6 +7,7 @@ HTTP or gRPC.
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
 from urllib.parse import unquote
@@ -46,6 +47,8 @@ class Call:
     """Its message has been read, where the server can know that."""
     is_recorded: bool = False
     """Its end is logged and counted."""
+    leave: Callable[[], None] | None = None
+    """Leaves its place among those who arrive."""
 
     def refuse(self, code: str, outcome: str = "rejected") -> None:
         """Note why it is refused; the first reason counts."""
@@ -53,6 +56,12 @@ class Call:
         if not self.code:
             self.code = code
             self.outcome = outcome
+
+    def arrived(self) -> None:
+        """Leave its place among those who arrive, if it has one."""
+        if self.leave is not None:
+            self.leave()
+            self.leave = None
 
     @property
     def client(self) -> str:
@@ -73,6 +82,22 @@ def begin(call: Call) -> None:
 def current() -> Call | None:
     """Return the call that is served here; None inside the cluster."""
     return _CALL.get()
+
+
+def arrives(leave: Callable[[], None]) -> None:
+    """Note that the current call has a place among those who arrive."""
+    call = _CALL.get()
+    if call is None:
+        leave()
+    else:
+        call.leave = leave
+
+
+def arrived() -> None:
+    """Leave the place of the current call, if it has one."""
+    call = _CALL.get()
+    if call is not None:
+        call.arrived()
 
 
 def caller() -> Identity:

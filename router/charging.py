@@ -1,7 +1,6 @@
 """What a reply costs its key: charged before it runs, settled when its last request has ended.
 
-Owns the cost of requests, the limits of keys, and the reply headers that show them. Does not know
-HTTP, gRPC, or where quotas are kept.
+Owns the cost of requests and the limits of keys. Does not know servers, or where quotas are kept.
 
 A charge is the prompt and the most output that may come of it: `max_tokens`, for each choice. For a
 client that names none it is an estimate; what comes beyond it is charged at the end.
@@ -10,7 +9,8 @@ client that names none it is an estimate; what comes beyond it is charged at the
 from __future__ import annotations
 
 import asyncio
-import math
+import hashlib
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -19,6 +19,7 @@ from typing import Any
 from core.errors import DeadlineExceeded
 from core.types import GenerateRequest, RequestEnded
 from router.access.identities import Identity
+from router.quota_headers import quota_headers
 from router.quotas.account import Charge
 from router.quotas.ledger import NOTHING, Amount
 from router.quotas.quotas import Quotas
@@ -29,11 +30,6 @@ ESTIMATED_OUTPUT_TOKENS = 1024
 """Of a choice whose length the client leaves open."""
 ANYBODY = "anybody"
 """Stands for the key on a cluster without keys."""
-KINDS = ("requests", "tokens")
-HEADERS = tuple(
-    f"x-ratelimit-{what}-{kind}" for what in ("limit", "remaining", "reset") for kind in KINDS
-)
-"""OpenAI's names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,22 +135,17 @@ class Charging:
             for params, request in zip(all_params, made, strict=True)
         )
         request_id = first.request_id or (made[0].request_id if is_resumable else "")
-        charge = await self._quotas.charge(key, limits, Amount(1, tokens), request_id)
+        charge = await self._quotas.charge(
+            key, limits, Amount(1, tokens), _name_of(request_id, made)
+        )
         return ReplyCharge(self._quotas, key, charge, len(made))
 
     def headers(self, identity: Identity) -> dict[str, str]:
-        """Return how a key stands to its limits; empty for one without."""
+        """Return how a key stands to its limits, as reply headers; empty for one without."""
         limits = self._limits(identity.tier)
         if limits == NOTHING:
             return {}
-        now = self._quotas.standing(identity.key or ANYBODY, limits)
-        shown: dict[str, str] = {}
-        for kind, limit, left, reset_s in zip(KINDS, limits, now.left, now.reset_s, strict=True):
-            if limit:
-                shown[f"x-ratelimit-limit-{kind}"] = str(limit)
-                shown[f"x-ratelimit-remaining-{kind}"] = str(left)
-                shown[f"x-ratelimit-reset-{kind}"] = duration(reset_s)
-        return shown
+        return quota_headers(self._quotas.standing(identity.key or ANYBODY, limits))
 
     def _limits(self, tier: str) -> Amount:
         found = self._tiers.by_name.get(tier)
@@ -176,14 +167,18 @@ def used_tokens(ended: RequestEnded | None) -> int:
     return ended.usage.prompt_tokens + ended.usage.completion_tokens
 
 
-def duration(seconds: float) -> str:
-    """Write a duration as OpenAI does: `6m0s`, `1.5s`, `20ms`; never shorter than it is."""
-    ms = math.ceil(seconds * 1000)
-    if ms < 1000:
-        return f"{ms}ms" if ms else "0s"
-    minutes, ms = divmod(ms, 60_000)
-    rest = f"{ms / 1000:g}s"
-    return f"{minutes}m{rest}" if minutes else rest
+def _name_of(request_id: str, made: Sequence[GenerateRequest]) -> str:
+    """Name what a client asks for under its id; empty: it gave none.
+
+    Another prompt, or other parameters, under the same id are another request: it would be free.
+    """
+    if not request_id:
+        return ""
+    content = hashlib.blake2b(digest_size=16)
+    for request in made:
+        content.update(repr((len(request.token_ids), request.sampling, request.seed)).encode())
+        content.update(array("q", request.token_ids).tobytes())
+    return f"{request_id}:{content.hexdigest()}"
 
 
 def _most_tokens(request: GenerateRequest, params: RequestParams, limit: int) -> int:

@@ -177,11 +177,11 @@ def compose_service(components: RouterComponents, parts: ServiceComponents) -> R
     placer = Placer(sessions.candidates, prefixes, fetches, clock)
     core = _core(components, sessions, admission, prefixes, fetches, placer, recorder)
     service = GenerationService(
-        parts.model,
-        config,
-        core.orchestrator,
-        admission,
-        RequestBuilder(
+        model=parts.model,
+        config=config,
+        runner=core.orchestrator,
+        admission=admission,
+        builder=RequestBuilder(
             parts.model,
             config,
             parts.tokenizer,
@@ -193,20 +193,22 @@ def compose_service(components: RouterComponents, parts: ServiceComponents) -> R
             parts.public_prompts,
             components.tiers,
         ),
-        parts.tokenizer,
-        parts.text,
-        Canary(parts.model, config, core.orchestrator, sessions, clock, components.ids, proof),
-        status,
-        telemetry,
-        recorder,
-        parts.keyring,
-        parts.read_prefix_report,
-        explanations,
-        PromptReport(prefixes, placer, sessions.candidates, components.placement),
-        compose_charging(
+        tokenizer=parts.tokenizer,
+        text=parts.text,
+        canary=Canary(
+            parts.model, config, core.orchestrator, sessions, clock, components.ids, proof
+        ),
+        status=status,
+        telemetry=telemetry,
+        recorder=recorder,
+        keyring=parts.keyring,
+        read_prefix_report=parts.read_prefix_report,
+        explanations=explanations,
+        prompt_report=PromptReport(prefixes, placer, sessions.candidates, components.placement),
+        charging=compose_charging(
             components, parts.quota_store, parts.cluster_key, telemetry.quota_decided_locally
         ),
-        clock,
+        clock=clock,
     )
     return Router(core, service, mirror)
 
@@ -286,14 +288,14 @@ def _core(
         observer,
     )
     orchestrator = Orchestrator(
-        attempts,
-        admission,
-        config,
-        components.placement,
-        components.clock,
-        components.ids,
-        components.new_decoder,
-        components.tracing,
-        observer,
+        attempts=attempts,
+        admission=admission,
+        config=config,
+        placement=components.placement,
+        clock=components.clock,
+        ids=components.ids,
+        new_decoder=components.new_decoder,
+        tracing=components.tracing,
+        observer=observer,
     )
     return RouterCore(sessions, admission, attempts, orchestrator)

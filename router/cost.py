@@ -219,7 +219,7 @@ class Prediction:
         most_tokens = self._most_tokens
         sequence_tokens = 0 if has_transfer else self._sequence_tokens
         now_s = self._now_s
-        now = now_s / RECENT_S
+        decayed = now_s / RECENT_S  # what `recent_work` has lost of its logarithm by now
         weights = []
         for c in pool:
             own = c.prefill_tokens_per_s
@@ -228,24 +228,24 @@ class Prediction:
             if c.head_tokens:
                 done = (now_s - c.head_started_s) * tokens_per_s
                 if done > 0:
-                    most = c.head_tokens - 1
-                    queued -= done if done < most else most
-            uncached = num_tokens
+                    most_done = c.head_tokens - 1
+                    queued -= done if done < most_done else most_done
+            cached = 0
             num_blocks = num_held(c.worker_id)
             if num_blocks:
                 size = c.block_size_tokens
-                most = (num_tokens - 1) // size
-                uncached -= (num_blocks if num_blocks < most else most) * size
+                most_blocks = (num_tokens - 1) // size
+                cached = (num_blocks if num_blocks < most_blocks else most_blocks) * size
+            uncached = num_tokens - cached
             late_s = c.exposed_transfer_s if has_transfer else 0.0
             doubled = 0.0
-            if most_tokens > num_tokens - uncached:
-                cached = num_tokens - uncached
+            if most_tokens > cached:
                 fetch = self._fetch(c, cached, queued / tokens_per_s, tokens_per_s)
                 if fetch is not None:
                     uncached -= fetch.num_gained
                     late_s += fetch.exposed_s
                     doubled = FETCH_WEIGHT * fetch.num_gained
-            occupied = OCCUPANCY_WEIGHT * exp(c.recent_work - now)
+            occupied = OCCUPANCY_WEIGHT * exp(c.recent_work - decayed)
             tokens = queued + WORK_WEIGHT * uncached + occupied + c.num_running * sequence_tokens
             weights.append((tokens + doubled) / tokens_per_s + late_s)
         if self._preferred:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from core.config import PlacementConfig, TierConfig
 from core.errors import Overloaded, TooLate
@@ -39,6 +40,17 @@ class Shortage:
     message: str
     room_in_s: float
     """Predicted, until there would be room for it."""
+
+
+class _Limit(NamedTuple):
+    """One predicted wait, and how long it may be."""
+
+    wait_s: float
+    limit_s: float
+    purpose: str
+    """What the request would wait for."""
+    name: str
+    """The limit's, as the client is told."""
 
 
 class LoadShedding:
@@ -109,20 +121,18 @@ class LoadShedding:
         now_s = self._clock.now_s()
         wait = self._expected(tier, ahead, self._work_for(num_tokens, now_s), now_s)
         left_s = None if deadline_at is None else max(0.0, deadline_at - now_s)
-        for wait_s, limit_s, for_what, name in self._limits(tier, wait, left_s):
-            if wait_s > limit_s:
+        for limit in self._limits(tier, wait, left_s):
+            if limit.wait_s > limit.limit_s:
                 return Shortage(
                     TooLate,
-                    f"the request would wait {wait_s:.2f} s for {for_what}, {name} is "
-                    f"{limit_s:.2f} s; try again later",
-                    wait_s - limit_s,
+                    f"the request would wait {limit.wait_s:.2f} s for {limit.purpose}, "
+                    f"{limit.name} is {limit.limit_s:.2f} s; try again later",
+                    limit.wait_s - limit.limit_s,
                 )
         return None
 
-    def _limits(
-        self, tier: str, wait: ExpectedWait, left_s: float | None
-    ) -> Iterator[tuple[float, float, str, str]]:
-        """List predicted waits and their limits (seconds), what each is for, and the limit's name.
+    def _limits(self, tier: str, wait: ExpectedWait, left_s: float | None) -> Iterator[_Limit]:
+        """List the limits on a newcomer's wait.
 
         Args:
             tier: The newcomer's.
@@ -131,15 +141,17 @@ class LoadShedding:
         """
         own = self._tiers[tier]
         if own.queue_wait_s is None:
-            yield wait.permit_s, self._queue_wait_s, "a permit", "router.queue_wait_s"
+            yield _Limit(wait.permit_s, self._queue_wait_s, "a permit", "router.queue_wait_s")
         else:
-            yield wait.permit_s, own.queue_wait_s, "a permit", f"tiers.{tier}.queue_wait_s"
+            name = f"tiers.{tier}.queue_wait_s"
+            yield _Limit(wait.permit_s, own.queue_wait_s, "a permit", name)
         if own.max_ttft_s:
-            yield wait.first_token_s, own.max_ttft_s, "its turn", f"tiers.{tier}.max_ttft_s"
+            name = f"tiers.{tier}.max_ttft_s"
+            yield _Limit(wait.first_token_s, own.max_ttft_s, "its turn", name)
         if left_s is not None:
             # What workers seem to need counts only for those who ask for a limit on it: one that
             # stood still for a while looks slow for long after.
-            yield wait.permit_s, left_s, "a permit", "the time left to it"
+            yield _Limit(wait.permit_s, left_s, "a permit", "the time left to it")
 
     def _expected(self, tier: str, ahead: Ahead, work: PrefillWork, now_s: float) -> ExpectedWait:
         own_interval_s = self._own_releases[tier].interval_s(now_s)

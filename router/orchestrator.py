@@ -59,6 +59,7 @@ class Orchestrator:
 
     def __init__(  # noqa: PLR0913 - what a request needs meets here
         self,
+        *,
         attempts: AttemptRunner,
         admission: Admission,
         config: RouterConfig,

@@ -41,6 +41,13 @@ class Placement:
     fetch: Fetch | None = None
     """What the worker `prefill` should fetch from another, instead of computing it."""
 
+    @property
+    def costs(self) -> tuple[tuple[Path, Cost], ...]:
+        """All costs that were kept, each with the path on which its worker would have served."""
+        across = ((Path.PD, cost) for cost in self.prefill_costs)
+        local = ((Path.LOCAL, cost) for cost in self.local_costs)
+        return (*across, *local)
+
 
 @dataclass(frozen=True, slots=True)
 class PlacementConstraints:

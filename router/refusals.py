@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from core.errors import RateLimited, ServingError, Unavailable, all_errors
+from core.errors import Overloaded, RateLimited, ServingError, Unavailable, all_errors
 
 MIN_RETRY_AFTER_S = 1.0
 MAX_RETRY_AFTER_S = 60.0
@@ -55,6 +55,8 @@ ALL = (
 )  # fmt: skip
 CODES = frozenset(kind.code for kind in ALL) | {error.code for error in all_errors()}
 """Every code that may become a label."""
+OVERLOAD_CODES = frozenset(kind.code for kind in all_errors() if issubclass(kind, Overloaded))
+"""Codes of a router that has no room, or none in time."""
 
 
 def retry_after_s(error: ServingError) -> float | None:

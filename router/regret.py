@@ -66,14 +66,7 @@ def regret_of(placement: Placement, measured: MeasuredCost) -> Regret | None:
         measured: Of the attempt that was placed so.
     """
     chosen = placement.path, placement.prefill.worker_id
-    costs = {
-        (path, cost.worker_id): cost
-        for path, kept in (
-            (Path.PD, placement.prefill_costs),
-            (Path.LOCAL, placement.local_costs),
-        )
-        for cost in kept
-    }
+    costs = {(path, cost.worker_id): cost for path, cost in placement.costs}
     own = costs.pop(chosen, None)
     if own is None:
         return None

@@ -6,7 +6,8 @@ router. Does not know HTTP or gRPC; `router.observe.status` answers what operato
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -17,6 +18,7 @@ from core.errors import InvalidRequest
 from core.ids import RequestId
 from core.ports import Clock, Tokenizer
 from core.types import ChatPrompt, GenerateRequest, RequestEnded, outside
+from router import calls
 from router.access.bad_keys import BadKeys
 from router.access.credentials import Keyring
 from router.access.identities import Identity, Right
@@ -43,6 +45,7 @@ class GenerationService:
 
     def __init__(  # noqa: PLR0913 - what both servers share meets here
         self,
+        *,
         model: ServedModel,
         config: RouterConfig,
         runner: RequestRunner,
@@ -84,15 +87,25 @@ class GenerationService:
 
     # --- requests ---------------------------------------------------------------------------------
 
-    def check_open(self, identity: Identity) -> None:
-        """Refuse a caller's request before it is read, if no tier open to it has room in time.
+    def arrive(self, identity: Identity) -> None:
+        """Count a caller's request as arriving before it is read; `calls.arrived` ends that.
 
         Raises:
-            Overloaded: The queue is full, or the wait would be too long.
+            Overloaded: No tier open to it has room in time.
             Draining: The router is shutting down.
         """
         tiers = self._builder.tiers_open_to(identity)
-        self._admission.check_open(identity.tier, identity.tenant, tiers)
+        calls.arrives(self._admission.arrive(identity.tier, identity.tenant, tiers))
+
+    @contextmanager
+    def _arriving(self, params: RequestParams) -> Iterator[None]:
+        """Count a request as arriving in the tier that it asks for, while it is made."""
+        calls.arrived()
+        leave = self._admission.arrive(self._builder.tier_of(params), params.identity.tenant)
+        try:
+            yield
+        finally:
+            leave()
 
     async def make_request(self, params: RequestParams) -> GenerateRequest:
         """Validate parameters and turn them into a request.
@@ -100,8 +113,8 @@ class GenerationService:
         Raises:
             ServingError: Names what is wrong with them.
         """
-        self._admission.check_open(self._builder.tier_of(params), params.identity.tenant)
-        return await self._builder.make(params)
+        with self._arriving(params):
+            return await self._builder.make(params)
 
     async def make_requests(self, all_params: Sequence[RequestParams]) -> list[GenerateRequest]:
         """Make the requests of one reply; ids from the second on end in their index.
@@ -109,15 +122,13 @@ class GenerationService:
         Raises:
             ServingError: One of them is wrong; none is started.
         """
-        if all_params:
-            first = all_params[0]
-            self._admission.check_open(self._builder.tier_of(first), first.identity.tenant)
-            self._admission.check_share(len(all_params), num_choices(first))
         made: list[GenerateRequest] = []
-        for index, params in enumerate(all_params):
-            # Ids that follow from the first: a client that resumes the reply names that one alone.
-            request_id = f"{made[0].request_id}-{index}" if index else params.request_id
-            made.append(await self._builder.make(replace(params, request_id=request_id)))
+        with self._arriving(all_params[0]):
+            self._admission.check_share(len(all_params), num_choices(all_params[0]))
+            for index, params in enumerate(all_params):
+                # Ids that follow from the first: who resumes the reply names that one alone.
+                request_id = f"{made[0].request_id}-{index}" if index else params.request_id
+                made.append(await self._builder.make(replace(params, request_id=request_id)))
         return made
 
     async def explain_prompt(self, params: RequestParams) -> dict[str, Any]:

@@ -131,6 +131,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self.complaints: list[str] = []
         """What reached the exception handler."""
         self.failed: list[_NumberedTask] = []
+        self._interrupt: BaseException | None = None
         self.set_task_factory(
             lambda loop, coroutine, **options: _NumberedTask(coroutine, loop=loop, **options)
         )
@@ -192,10 +193,19 @@ class VirtualLoop(asyncio.BaseEventLoop):
     def note_failure(self, task: _NumberedTask) -> None:
         """Keep a task that failed, until it is known whether anybody retrieves it."""
         task.failed_at_s = self._now_s
-        if task.node in self._dead:
+        error = task._exception  # not `exception()`, which would count as retrieving it
+        if not isinstance(error, Exception):
+            task.exception()
+            self._end_on(error)
+        elif task.node in self._dead:
             task.exception()  # those who would have retrieved it are dead, too
         else:
             self.failed.append(task)
+
+    def _end_on(self, error: BaseException | None) -> None:
+        """End the run on what is no `Exception`: a test's time limit is no fault of a node."""
+        if error is not None and not isinstance(error, Exception):
+            self._interrupt = error
 
     def uncaught(self) -> list[str]:
         """List what reached the exception handler, and tasks whose failure nobody retrieved."""
@@ -222,6 +232,10 @@ class VirtualLoop(asyncio.BaseEventLoop):
     # --- the loop itself --------------------------------------------------------------------------
 
     def _run_once(self) -> None:
+        if self._interrupt is not None:
+            interrupt = self._interrupt
+            self._interrupt = None  # what is left is still to be cleaned up
+            raise interrupt
         timers = self._timers
         ready = self._ready
         while timers and timers[0][2].cancelled():
@@ -260,6 +274,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
     def _report(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         """Keep what asyncio complains of, except tasks that a killed node leaves behind."""
         message = context.get("message", "")
+        self._end_on(context.get("exception"))
         if "was destroyed but it is pending" not in message:
             what = message.partition("(")[0]  # arguments hold addresses
             self.complaints.append(f"{what}: {_cause(context.get('exception'))}")

@@ -21,7 +21,7 @@ MAX_TIERS = 16
 """Each is a label of several metrics."""
 RESERVED = ("auto", DEFAULT_TIER, CANARY_TIER)
 _NAME = re.compile(r"[a-z][a-z0-9_-]{0,31}")
-Weight = Annotated[float, Field(gt=0, le=1000)]
+Weight = Annotated[float, Field(ge=0.001, le=1000)]
 
 
 class TierConfig(Node):

@@ -68,7 +68,7 @@ class BatonConfig(Node):
         return self
 
     @model_validator(mode="after")
-    def _doors_are_closed(self) -> BatonConfig:
+    def _servers_are_closed(self) -> BatonConfig:
         security = self.security
         if not security.api_keys and not is_loopback(self.router.host):
             raise ValueError(

@@ -45,8 +45,8 @@ class Guarded(Protocol):
     bad_keys: BadKeys
     recorder: Recorder
 
-    def check_open(self, identity: Identity) -> None:
-        """Refuse a caller's request before it is read, if it would find no room."""
+    def arrive(self, identity: Identity) -> None:
+        """Count a caller's request as arriving, or refuse it before it is read."""
         ...
 
 
@@ -80,7 +80,7 @@ class GrpcGuard(grpc.aio.ServerInterceptor):  # type: ignore[misc]
             )
             call.identity.check(RIGHTS.get(details.method, Right.GENERATE))
             if details.method in REQUEST_METHODS:
-                self._service.check_open(call.identity)
+                self._service.arrive(call.identity)
         except ServingError as error:
             return self._refusal(call, error)
         if handler is None:
@@ -91,6 +91,7 @@ class GrpcGuard(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         return self._incoming.handler(_watched(bounded(handler), call))
 
     def _end(self, call: Call) -> None:
+        call.arrived()
         if not call.is_read:
             call.refuse(UNREAD.code)
         self._service.recorder.call_ended(call)

@@ -31,6 +31,7 @@ from router.http.bodies import (
 )
 from router.http.body_model import parse_body
 from router.http.body_reading import BodyReader
+from router.http.conversation import Conversation
 from router.http.errors import REQUEST_ID_HEADER, error_response
 from router.http.formatters import (
     ChatFormatter,
@@ -90,6 +91,17 @@ def _resumed(
     ]
 
 
+def _asked_by(request: Request, all_params: list[RequestParams]) -> list[RequestParams]:
+    """Add to a body's parameters who calls, and what the call's headers say."""
+    identity = request.state.identity
+    correlation_id = correlation_of(request)
+    tier_header = request.headers.get(tiers.HEADER, "")
+    return [
+        replace(params, identity=identity, correlation_id=correlation_id, tier_header=tier_header)
+        for params in all_params
+    ]
+
+
 class HttpApi:
     """The endpoints over one service."""
 
@@ -135,11 +147,7 @@ class HttpApi:
     async def chat(self, request: Request) -> Response:
         """`POST /v1/chat/completions`: answer a conversation, as OpenAI does."""
         body, headers = await self.body(ChatBody, request)
-        chat = body.chat(
-            self.config.chat_template_kwargs,
-            trusts_template=self.config.trust_request_chat_template,
-            adds_special_tokens=bool(body.add_special_tokens),
-        )
+        chat = self._chat_prompt(body, body.add_special_tokens)
         all_params = body.all_params(chat, key_of(request), trace_of(request))
         options = ReplyOptions(
             is_chat=True,
@@ -149,6 +157,14 @@ class HttpApi:
         )
         return await self._reply(
             request, all_params, body, ChatFormatter(self.service.text, options), headers
+        )
+
+    def _chat_prompt(self, body: Conversation, adds_special_tokens: bool | None) -> ChatPrompt:
+        """Make a prompt of a conversation, of what the operator lets into templates."""
+        return body.chat(
+            self.config.chat_template_kwargs,
+            trusts_template=self.config.trust_request_chat_template,
+            adds_special_tokens=bool(adds_special_tokens),
         )
 
     def _shared_options(self, body: SamplingBody, request: Request) -> dict[str, bool]:
@@ -173,24 +189,13 @@ class HttpApi:
         last_event = request.headers.get(LAST_EVENT_HEADER, "")
         if last_event:
             all_params = _resumed(all_params, last_event, is_stream=bool(body.stream))
-        identity = request.state.identity
-        correlation_id = correlation_of(request)
-        named = [
-            replace(
-                params,
-                identity=identity,
-                correlation_id=correlation_id,
-                tier_header=request.headers.get(tiers.HEADER, ""),
-            )
-            for params in all_params
-        ]
+        asked = _asked_by(request, all_params)
         has_ids = bool(last_event) or request.headers.get(EVENT_IDS_HEADER) == "1"
-        is_resumable = has_ids and bool(body.stream)
-        work = self._charged(named, is_resumable=is_resumable)
+        work = self._charged(asked, is_resumable=has_ids and bool(body.stream))
         made, charge = await unless_disconnected(request.receive, work)
         reply = Reply(formatter, made, self.service.model, self.created_now())
         group = self.service.open(*made, charge=charge)
-        headers[REQUEST_ID_HEADER] = correlation_id or str(made[0].request_id)
+        headers[REQUEST_ID_HEADER] = correlation_of(request) or str(made[0].request_id)
         headers[tiers.HEADER] = made[0].tier
         headers[ROUTER_HEADER] = self.service.explanations.router_id
         if body.stream:
@@ -219,40 +224,30 @@ class HttpApi:
     async def tokenize(self, request: Request) -> Response:
         """`POST /tokenize`: the token ids of a text or of a conversation."""
         tree = await self._bodies.read(request)
+        body: TokenizeBody | TokenizeChatBody
+        prompt: str | ChatPrompt
         if "messages" in tree:
-            chat = parse_body(TokenizeChatBody, tree)
-            ignored_fields(chat, is_strict=self.config.strict)
-            prompt = chat.chat(
-                self.config.chat_template_kwargs,
-                trusts_template=self.config.trust_request_chat_template,
-                adds_special_tokens=chat.add_special_tokens,
-            )
+            body = parse_body(TokenizeChatBody, tree)
+            ignored_fields(body, is_strict=self.config.strict)
+            prompt = self._chat_prompt(body, body.add_special_tokens)
             # The prompt says itself whether it adds special tokens: most templates write their own.
-            ids, names = await self._tokenized(request, chat.model, prompt, adds=False)
-            wants_names = chat.return_token_strs
+            adds = False
         else:
-            text = parse_body(TokenizeBody, tree)
-            ignored_fields(text, is_strict=self.config.strict)
-            adds = text.add_special_tokens
-            ids, names = await self._tokenized(request, text.model, text.prompt, adds=adds)
-            wants_names = text.return_token_strs
-        model = self.service.model
-        strings = names if wants_names else None
-        body = {
-            "count": len(ids),
-            "max_model_len": model.max_model_len,
-            "tokens": ids,
-            "token_strs": strings,
-        }
-        return JSONResponse(body)
-
-    async def _tokenized(
-        self, request: Request, model: str, prompt: str | ChatPrompt, *, adds: bool
-    ) -> tuple[list[int], list[str]]:
+            body = parse_body(TokenizeBody, tree)
+            ignored_fields(body, is_strict=self.config.strict)
+            prompt = body.prompt
+            adds = body.add_special_tokens
         tenant = request.state.identity.tenant
-        work = self.service.tokenize(model, prompt, adds_special_tokens=adds, tenant=tenant)
-        tokens: tuple[list[int], list[str]] = await unless_disconnected(request.receive, work)
-        return tokens
+        work = self.service.tokenize(body.model, prompt, adds_special_tokens=adds, tenant=tenant)
+        ids, names = await unless_disconnected(request.receive, work)
+        return JSONResponse(
+            {
+                "count": len(ids),
+                "max_model_len": self.service.model.max_model_len,
+                "tokens": ids,
+                "token_strs": names if body.return_token_strs else None,
+            }
+        )
 
     async def detokenize(self, request: Request) -> Response:
         """`POST /detokenize`: the text of token ids."""
@@ -299,14 +294,16 @@ class HttpApi:
         status = self.service.status
         return JSONResponse(status.readiness(), status_code=200 if status.is_ready else 503)
 
-    async def load(self) -> dict[str, Any]:
+    async def load(self) -> JSONResponse:
         """`GET /load`: requests here and in each pool."""
-        return self.service.status.load()
+        return JSONResponse(self.service.status.load(), headers=self._own_name())
 
     async def metrics(self) -> PlainTextResponse:
         """`GET /metrics`: every metric, as Prometheus reads them."""
         return PlainTextResponse(
-            self.service.telemetry.text(), media_type="text/plain; version=0.0.4"
+            self.service.telemetry.text(),
+            media_type="text/plain; version=0.0.4",
+            headers=self._own_name(),
         )
 
     async def show_version(self) -> dict[str, str]:
@@ -330,11 +327,7 @@ class HttpApi:
         body: ExplainBody | ExplainChatBody
         if "messages" in tree:
             body = parse_body(ExplainChatBody, tree)
-            chat = body.chat(
-                self.config.chat_template_kwargs,
-                trusts_template=self.config.trust_request_chat_template,
-                adds_special_tokens=bool(body.add_special_tokens),
-            )
+            chat = self._chat_prompt(body, body.add_special_tokens)
             all_params = body.all_params(chat, "", None)
         else:
             body = parse_body(ExplainBody, tree)
@@ -363,10 +356,16 @@ class HttpApi:
             reply = JSONResponse(found)
         except RequestNotFound as error:
             reply = error_response(error, correlation_of(request))
-        explanations = self.service.explanations
-        reply.headers[ROUTER_HEADER] = explanations.router_id
-        reply.headers[NUM_ROUTERS_HEADER] = str(explanations.num_routers)
+        reply.headers.update(self._own_name())
         return reply
+
+    def _own_name(self) -> dict[str, str]:
+        """Return the headers that tell this router from others behind one address."""
+        explanations = self.service.explanations
+        return {
+            ROUTER_HEADER: explanations.router_id,
+            NUM_ROUTERS_HEADER: str(explanations.num_routers),
+        }
 
     async def kv_routes(self) -> dict[str, Any]:
         """`GET /links`: how KV travels between workers."""

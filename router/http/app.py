@@ -19,7 +19,6 @@ from starlette.middleware.cors import CORSMiddleware
 
 from core.errors import ClientError, InternalError, ServingError
 from router.access.identities import Right
-from router.charging import HEADERS
 from router.http.api import HttpApi
 from router.http.auth import HttpGuard, needs
 from router.http.bodies import (
@@ -36,6 +35,7 @@ from router.http.body_reading import BodyReader
 from router.http.early_refusal import CHAT_PATH, COMPLETIONS_PATH, EarlyRefusal
 from router.http.errors import REQUEST_ID_HEADER, error_response, plain_error
 from router.http.headers import IGNORED_HEADER, ROUTER_HEADER, correlation_of
+from router.quota_headers import HEADERS as QUOTA_HEADERS
 from router.refusals import METHOD_NOT_ALLOWED, UNSUPPORTED_ENDPOINT
 from router.service import GenerationService
 from router.tiers import HEADER as TIER_HEADER
@@ -49,7 +49,7 @@ SHOWN_HEADERS = (
     "server-timing",
     "retry-after",
     "retry-after-ms",
-    *HEADERS,
+    *QUOTA_HEADERS,
     "x-should-retry",
 )
 """Reply headers that scripts of other origins may read."""
@@ -168,7 +168,7 @@ def make_app(
         app.get(path, response_model=None, dependencies=rights)(reader)
         app.head(path, response_model=None, include_in_schema=False, dependencies=rights)(reader)
     # The last one that is added stands outermost: the guard is before the early refusal.
-    app.add_middleware(EarlyRefusal, check_open=service.check_open)
+    app.add_middleware(EarlyRefusal, arrive=service.arrive)
     app.add_middleware(
         HttpGuard,
         keyring=service.keyring,

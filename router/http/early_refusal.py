@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from core.errors import ServingError
 from router.access.identities import Identity, Right
+from router.calls import arrived
 from router.http.errors import REQUEST_ID_HEADER, error_response
 from router.request_params import correlation_id_of
 
@@ -25,10 +26,10 @@ REQUEST_PATHS = frozenset({COMPLETIONS_PATH, CHAT_PATH})
 class EarlyRefusal:
     """ASGI middleware; it expects the guard's identity in `scope["state"]`."""
 
-    def __init__(self, app: ASGIApp, check_open: Callable[[Identity], None]) -> None:
-        """Pass on to `app` what `check_open` does not refuse the caller."""
+    def __init__(self, app: ASGIApp, arrive: Callable[[Identity], None]) -> None:
+        """Pass on to `app` whom `arrive` does not refuse."""
         self._app = app
-        self._check_open = check_open
+        self._arrive = arrive
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or refuse it and leave its body unread."""
@@ -37,9 +38,12 @@ class EarlyRefusal:
             try:
                 # First of all: who may not ask gets the same answer from a full router.
                 identity.check(Right.GENERATE)
-                self._check_open(identity)
+                self._arrive(identity)
             except ServingError as error:
                 request_id = Headers(scope=scope).get(REQUEST_ID_HEADER, "")
                 await error_response(error, correlation_id_of(request_id))(scope, receive, send)
                 return
-        await self._app(scope, receive, send)
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            arrived()

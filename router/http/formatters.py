@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from core.timeline import rounded_ms
 from core.types import ChoiceFinished, Logprob, RequestTiming, TextDelta, Usage
 from router.http.logprobs import Legacy, LogprobShapes, joined
 from router.text.detokenizing import TextModel, TextOffsets
@@ -46,7 +47,7 @@ def usage_body(u: Usage) -> dict[str, Any]:
 def timing_body(timing: RequestTiming) -> dict[str, Any]:
     """Return where the time went."""
     names = (*(f"{name}_s" for name in timing.phases()), "ttft_s", "e2e_s")
-    times = {name.replace("_s", "_ms"): round(getattr(timing, name) * 1000, 3) for name in names}
+    times = {name.replace("_s", "_ms"): rounded_ms(getattr(timing, name)) for name in names}
     return {
         **times,
         "kv_bytes": timing.kv_bytes,
@@ -56,7 +57,7 @@ def timing_body(timing: RequestTiming) -> dict[str, Any]:
         "cached_tokens": timing.cached_tokens,
         "fetch_outcome": timing.fetch_outcome,
         "fetched_tokens": timing.fetched_tokens,
-        "fetch_ms": round(timing.fetch_s * 1000, 3),
+        "fetch_ms": rounded_ms(timing.fetch_s),
         "path": timing.path,
         "prefill_worker": timing.prefill_worker,
         "decode_worker": timing.decode_worker,

@@ -6,14 +6,14 @@ Owns what counts as met, as missed, and as neither. Does not know who counts.
 from __future__ import annotations
 
 from core.config import TierConfig
-from core.errors import Overloaded, ServingError, all_errors
+from core.errors import ServingError
 from core.timeline import Timeline
 from router.calls import Call, outcome_of
+from router.refusals import OVERLOAD_CODES
 
 MET = "met"
 MISSED = "missed"
 RESULTS = (MET, MISSED)
-_OVERLOAD = frozenset(kind.code for kind in all_errors() if issubclass(kind, Overloaded))
 
 
 def result_of(tier: TierConfig, line: Timeline, error: ServingError | None) -> str:
@@ -25,9 +25,14 @@ def result_of(tier: TierConfig, line: Timeline, error: ServingError | None) -> s
         error: What it ended with.
     """
     if error is not None:
-        return MISSED if _is_ours(outcome_of(error), error.code) else ""
+        return result_of_refusal(error)
     is_met = _within(line.ttft_s, tier.slo_ttft_s) and _within(line.tpot_s, tier.slo_tpot_s)
     return MET if is_met else MISSED
+
+
+def result_of_refusal(error: ServingError) -> str:
+    """Return `MISSED` for a request that was not served, unless that was the caller's doing."""
+    return MISSED if _is_ours(outcome_of(error), error.code) else ""
 
 
 def result_of_call(call: Call) -> str:
@@ -37,7 +42,7 @@ def result_of_call(call: Call) -> str:
 
 def _is_ours(outcome: str, code: str) -> bool:
     # Over all that was offered: to refuse what would be late must not raise the attainment.
-    return outcome == "failed" or code in _OVERLOAD
+    return outcome == "failed" or code in OVERLOAD_CODES
 
 
 def _within(took_s: float | None, limit_s: float) -> bool:

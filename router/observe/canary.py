@@ -15,6 +15,7 @@ from core.errors import NoWorker
 from core.ids import Ids
 from core.ports import Clock
 from core.session import Role
+from core.timeline import rounded_ms
 from core.types import (
     CANARY_TIER,
     GenerateRequest,
@@ -118,7 +119,7 @@ class Canary:
     def _log(self) -> None:
         took_s = self._proof.took_s
         if self._proof.is_good and took_s is not None:
-            events.ROUTER_READY.log(canary_ms=round(took_s * 1000, 3))
+            events.ROUTER_READY.log(canary_ms=rounded_ms(took_s))
         else:
             events.ROUTER_NOT_READY.log(reason=self._proof.error)
 

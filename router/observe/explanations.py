@@ -1,7 +1,7 @@
-"""Why a request went where it did: candidates, costs and decision, for people.
+"""What a router remembers of the latest requests that have ended there, to explain them.
 
-Owns the tree that replies, traces and `baton explain` show, and the log of the latest requests.
-Does not know how a cost is predicted.
+Owns how many are kept, whose they are, and the answer to whoever asks for one. Does not know why a
+request went where it did: that comes with its timing.
 """
 
 from __future__ import annotations
@@ -13,85 +13,10 @@ from typing import Any
 
 from core.errors import RequestNotFound
 from core.ids import RequestId
+from core.timeline import rounded_ms
 from core.types import RequestEnded, RequestTiming, Usage
 from router.charging import ReplyCost
-from router.cost import Cost
-from router.placement import Placement
-from router.prefix_sources import Fetch
-from router.regret import Regret
 from router.request_state import EndedAttempt, RequestState, RunKey
-
-
-def why_of(placement: Placement | None, regret: Regret | None = None) -> dict[str, Any]:
-    """Describe a decision: what was chosen, what the best candidates would cost, what it took."""
-    if placement is None:
-        return {}
-    return {
-        "decision": {
-            "path": placement.path.value,
-            "prefill_worker": placement.prefill.worker_id,
-            "decode_worker": placement.decode.worker_id,
-            "reason": placement.reason,
-            "uncached_tokens": placement.uncached_tokens,
-            **_fetch(placement.fetch),
-        },
-        "candidates": [
-            *(_candidate("pd", cost) for cost in placement.prefill_costs),
-            *(_candidate("local", cost) for cost in placement.local_costs),
-        ],
-        **({} if regret is None else {"measured": _measured(regret)}),
-    }
-
-
-def _measured(regret: Regret) -> dict[str, Any]:
-    measured = regret.measured
-    shown: dict[str, Any] = {
-        "queue_ms": _ms(measured.queue_s),
-        "fetch_ms": _ms(measured.fetch_s),
-        "prefill_ms": _ms(measured.prefill_s),
-        "transfer_ms": _ms(measured.transfer_s),
-        "total_ms": _ms(measured.total_s),
-        "predicted_ms": _ms(regret.predicted_s),
-        "error_ms": _ms(regret.error_s),
-    }
-    if regret.best_other is not None and regret.regret_s is not None:
-        path, cost = regret.best_other
-        shown["best_other"] = {
-            "path": path.value,
-            "worker": cost.worker_id,
-            "total_ms": _ms(cost.total_s),
-        }
-        shown["regret_ms"] = _ms(regret.regret_s)
-    return shown
-
-
-def _ms(seconds: float) -> float:
-    return round(seconds * 1e3, 3)
-
-
-def _fetch(fetch: Fetch | None) -> dict[str, Any]:
-    if fetch is None:
-        return {}
-    return {"source": fetch.source.worker_id, "fetched_tokens": fetch.num_gained}
-
-
-def _candidate(path: str, cost: Cost) -> dict[str, Any]:
-    return {
-        "path": path,
-        "worker": cost.worker_id,
-        "cached_tokens": cost.cached_tokens,
-        "uncached_tokens": cost.uncached_tokens,
-        "queued_tokens": cost.queued_tokens,
-        "source": cost.source,
-        "fetched_tokens": cost.fetched_tokens,
-        "fetch_ms": _ms(cost.fetch_s),
-        "prefill_ms": _ms(cost.prefill_s),
-        "transfer_ms": _ms(cost.transfer_s),
-        "decode_ms": _ms(cost.decode_s),
-        "total_ms": _ms(cost.total_s),
-        "weighed_ms": _ms(cost.weighed_s),
-        **({"is_preferred": True} if cost.is_preferred else {}),
-    }
 
 
 @dataclass(slots=True)
@@ -213,11 +138,11 @@ class Explanations:
             "cached_tokens": timing.cached_tokens,
             "fetch_outcome": timing.fetch_outcome,
             "fetched_tokens": timing.fetched_tokens,
-            "fetch_ms": _ms(timing.fetch_s),
-            "ttft_ms": _ms(timing.ttft_s),
-            "e2e_ms": _ms(timing.e2e_s),
-            "permit_wait_ms": _ms(found.permit_wait_s),
-            "phases_ms": {name: _ms(seconds) for name, seconds in timing.phases().items()},
+            "fetch_ms": rounded_ms(timing.fetch_s),
+            "ttft_ms": rounded_ms(timing.ttft_s),
+            "e2e_ms": rounded_ms(timing.e2e_s),
+            "permit_wait_ms": rounded_ms(found.permit_wait_s),
+            "phases_ms": {name: rounded_ms(seconds) for name, seconds in timing.phases().items()},
             "charge": None if found.charge is None else found.charge.shown(),
             "attempts": [
                 {

@@ -15,7 +15,7 @@ from core.config import PlacementConfig
 from core.errors import NoWorker
 from core.types import GenerateRequest
 from router.candidate import Candidate
-from router.observe.explanations import why_of
+from router.observe.why import why_of
 from router.placement import PlacementConstraints
 from router.placer import Placer
 from router.prompt_prefixes import PromptNames, PromptPrefixes

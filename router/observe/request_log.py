@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 from core import events
 from core.errors import ServingError
+from core.timeline import rounded_ms
 from core.types import GenerateRequest, RequestEnded
 from router.calls import Call
 
@@ -37,17 +38,15 @@ class RequestLog:
         """Log a request that ran, and the call that brought it."""
         timing = ended.timing
         usage = ended.usage
-        phases = {
-            name: round(s * 1000, 3) for name, s in timing.phases().items() if s > SHOWN_ABOVE_S
-        }
+        phases = {name: rounded_ms(s) for name, s in timing.phases().items() if s > SHOWN_ABOVE_S}
         events.REQUEST.log(
             **_request_fields(request, ended.error, call),
             prompt_tokens=usage.prompt_tokens,
             output_tokens=usage.completion_tokens,
             cached_tokens=usage.cached_tokens,
             n=request.sampling.n,
-            ttft_ms=round(timing.ttft_s * 1000, 3),
-            e2e_ms=round(timing.e2e_s * 1000, 3),
+            ttft_ms=rounded_ms(timing.ttft_s),
+            e2e_ms=rounded_ms(timing.e2e_s),
             phases_ms=phases,
             path=timing.path,
             prefill_worker=timing.prefill_worker,

@@ -8,11 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from core import events
-from core.errors import Overloaded, QueueFull, QueueTimeout, TooLate
 from router.admission import Admission
+from router.refusals import OVERLOAD_CODES
 
 PERIOD_S = 10.0
-CODES = frozenset(kind.code for kind in (Overloaded, QueueFull, QueueTimeout, TooLate))
 
 
 class SheddingLog:
@@ -27,7 +26,7 @@ class SheddingLog:
 
     def note(self, code: str) -> None:
         """Count a refusal; the first is logged at once, later ones every ten seconds."""
-        if code not in CODES:
+        if code not in OVERLOAD_CODES:
             return
         # Counted even while nothing is logged: the next line says how many there were.
         self._num_refused += 1

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from core.errors import Overloaded
 from core.session import Role, RouteReport, WorkerDescriptor
+from core.timeline import rounded_ms
 from router.admission import Admission
 from router.observe.readiness import PROBLEMS, ClusterView, Proof, num_usable, pools_of, state_of
 from router.workers.view import SessionState, WorkerView
@@ -81,7 +82,7 @@ class ClusterStatus:
             "models": {
                 self._model_name: {
                     **pools_of(view.workers, self._configured),
-                    "canary_ms": None if took_s is None else round(took_s * 1000, 3),
+                    "canary_ms": None if took_s is None else rounded_ms(took_s),
                     "canary_error": self.proof.error,
                 }
             },
@@ -215,7 +216,7 @@ def _route(
         "prefill": sender.worker_id,
         "decode": receiver.worker_id,
         "transport": route.transport,
-        "round_trip_ms": round(route.round_trip_s * 1000, 3),
+        "round_trip_ms": rounded_ms(route.round_trip_s),
         "gb_per_s": round(route.gb_per_s, 3) or None,
         "error": route.error or None,
     }

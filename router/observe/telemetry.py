@@ -18,7 +18,8 @@ from core import metrics
 from core.config import TierConfig, default_tiers
 from core.errors import ServingError, Unauthenticated, all_errors
 from core.session import FetchOutcome
-from core.types import RequestEnded, RequestTiming
+from core.timeline import Timeline
+from core.types import Path, RequestEnded, RequestTiming, Usage
 from router.calls import ADDRESS_CLASSES, Call, outcome_of
 from router.observe import attainment
 from router.prefix_outcome import HIT_TIERS, STALE_CAUSES, PromptOutcome, TokenOutcome
@@ -48,7 +49,7 @@ class Telemetry:
         """
         self._tiers = default_tiers() if tiers is None else tiers
         self._registry = CollectorRegistry()
-        self._reader = PrometheusMetricReader(
+        reader = PrometheusMetricReader(
             # Both would be series of constants, and a label on every other.
             disable_target_info=True,
             scope_info_enabled=False,
@@ -60,7 +61,7 @@ class Telemetry:
             for m in metrics.ALL
             if m.kind == "histogram"
         ]
-        self._provider = MeterProvider(metric_readers=[self._reader], views=views)
+        self._provider = MeterProvider(metric_readers=[reader], views=views)
         meter = self._provider.get_meter("baton")
         # The exporter appends `_total` to counters itself.
         self._counters = {
@@ -86,8 +87,8 @@ class Telemetry:
             self._counters[metrics.REQUESTS].add(0, {"outcome": outcome})
         for code in sorted({error.code for error in all_errors() if error.is_retryable}):
             self._counters[metrics.RETRIES].add(0, {"reason": code})
-        for path in ("pd", "local"):
-            self._counters[metrics.ATTEMPTS].add(0, {"path": path})
+        for path in Path:
+            self._counters[metrics.ATTEMPTS].add(0, {"path": path.value})
         for server in ("http", "grpc"):
             for code in sorted(CODES):
                 self._counters[metrics.REFUSALS].add(0, {"server": server, "code": code})
@@ -117,18 +118,25 @@ class Telemetry:
 
     def request_ended(self, run: RequestState, ended: RequestEnded, server: str = "") -> None:
         """Record a request that ran."""
-        line = run.timeline
-        timing = ended.timing
-        usage = ended.usage
         self._counters[metrics.REQUESTS].add(1, {"outcome": outcome_of(ended.error)})
         if ended.error is not None:
             self._counters[metrics.ERRORS].add(1, {"server": server, "code": ended.error.code})
-        tier = {"tier": run.request.tier}
-        self._counters[metrics.PROMPT_TOKENS].add(usage.prompt_tokens, tier)
-        self._counters[metrics.OUTPUT_TOKENS].add(usage.completion_tokens, tier)
-        self._counters[metrics.CACHED_TOKENS].add(usage.cached_tokens, tier)
-        limits = self._tiers[run.request.tier]
-        self._count_result(run.request.tier, attainment.result_of(limits, line, ended.error))
+        tier = run.request.tier
+        result = attainment.result_of(self._tiers[tier], run.timeline, ended.error)
+        self._count_result(tier, result)
+        self._count_tokens(tier, ended.usage)
+        self._count_transfers(ended.timing)
+        self._note_times(tier, run.timeline, ended.timing)
+        self._note_placement(ended.timing)
+
+    def _count_tokens(self, tier: str, usage: Usage) -> None:
+        labels = {"tier": tier}
+        self._counters[metrics.PROMPT_TOKENS].add(usage.prompt_tokens, labels)
+        self._counters[metrics.OUTPUT_TOKENS].add(usage.completion_tokens, labels)
+        self._counters[metrics.CACHED_TOKENS].add(usage.cached_tokens, labels)
+
+    def _count_transfers(self, timing: RequestTiming) -> None:
+        """Count attempts, and what they moved between workers."""
         self._counters[metrics.KV_BYTES].add(timing.kv_bytes)
         self._counters[metrics.FRAGMENTS_RESENT].add(timing.kv_fragments_resent)
         if timing.fetch_outcome:
@@ -142,15 +150,17 @@ class Telemetry:
             self._counters[metrics.ATTEMPTS].add(
                 max(1, len(timing.attempts)), {"path": timing.path}
             )
+
+    def _note_times(self, tier: str, line: Timeline, timing: RequestTiming) -> None:
+        labels = {"tier": tier}
         if line.ttft_s is not None:
-            self._histograms[metrics.TTFT].record(line.ttft_s, tier)
+            self._histograms[metrics.TTFT].record(line.ttft_s, labels)
         if line.e2e_s is not None:
             self._histograms[metrics.E2E].record(line.e2e_s)
             for phase, seconds in timing.phases().items():
                 self._histograms[metrics.PHASE].record(seconds, {"phase": phase})
-        self._note_placement(timing)
         for gap_s in line.itl_s:
-            self._histograms[metrics.ITL].record(gap_s, tier)
+            self._histograms[metrics.ITL].record(gap_s, labels)
 
     def _note_placement(self, timing: RequestTiming) -> None:
         """Record how far a prediction was off; histograms take nothing below zero."""
@@ -181,10 +191,11 @@ class Telemetry:
         if call.code == Unauthenticated.code:
             self._counters[metrics.BAD_KEYS].add(1, {"client": call.client})
 
-    def request_refused(self, server: str, error: ServingError) -> None:
+    def request_refused(self, tier: str, error: ServingError, server: str = "") -> None:
         """Record a request that ended before it ran."""
         self._counters[metrics.REQUESTS].add(1, {"outcome": outcome_of(error)})
         self._count_refusal(server, error.code)
+        self._count_result(tier, attainment.result_of_refusal(error))
 
     def _count_refusal(self, server: str, code: str) -> None:
         # Labels are a closed set: what is not in it must not become a series of its own.

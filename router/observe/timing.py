@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 
 from core.types import RequestEnded, RequestTiming
-from router.observe.explanations import why_of
+from router.observe.why import why_of
 from router.regret import regret_of
 from router.request_state import RequestState
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from core import metrics
 from core.session import Role
+from router.observe.growing_counts import GrowingCounts
 from router.observe.telemetry import Labelled
 from router.workers.view import WorkerView
 
@@ -22,16 +23,23 @@ def worker_gauges(
     read: Callable[[], Sequence[WorkerView]],
 ) -> dict[metrics.Metric, Labelled]:
     """Return how each gauge is read; a worker that has left is shown no more."""
+    preemptions = GrowingCounts()
+
+    def read_preemptions() -> Mapping[tuple[str, ...], float]:
+        views = read()
+        for view in views:
+            preemptions.note(view, {view.descriptor.worker_id: view.load.num_preemptions})
+        shown = {view.descriptor.worker_id: name for name, view in _named(views)}
+        return _summed(((name,), preemptions.sums[worker]) for worker, name in shown.items())
+
     return {
         metrics.WORKER_BLOCKS: lambda: _summed(_blocks(read())),
         metrics.WORKER_SEQUENCES: lambda: _summed(_sequences(read())),
         metrics.WORKER_WAITING_TOKENS: lambda: _summed(
             ((name,), view.load.waiting_tokens) for name, view in _named(read())
         ),
-        metrics.WORKER_PREEMPTIONS: lambda: _summed(
-            ((name,), view.load.num_preemptions) for name, view in _named(read())
-        ),
-        metrics.WORKER_EXPOSED: lambda: _latest(read()),
+        metrics.WORKER_PREEMPTIONS: read_preemptions,
+        metrics.WORKER_EXPOSED: lambda: _exposed_transfers(read()),
     }
 
 
@@ -58,7 +66,7 @@ def _sequences(views: Sequence[WorkerView]) -> Iterator[tuple[tuple[str, str], i
         yield (name, "waiting"), view.load.num_waiting
 
 
-def _latest(views: Sequence[WorkerView]) -> Mapping[tuple[str, ...], float]:
+def _exposed_transfers(views: Sequence[WorkerView]) -> Mapping[tuple[str, ...], float]:
     """Return by how much the KV of each prefill worker is late; times cannot be summed up."""
     found: dict[tuple[str, ...], float] = {}
     for name, view in _named(views):

@@ -20,6 +20,7 @@ from core.ports import NO_ENTRY
 from router.quotas.ledger import NOTHING, Amount, Ledger, less
 from router.quotas.ledger_store import LedgerStore, StoreAnswer
 from router.quotas.rules import Sharing, refusal
+from router.quotas.shared_clock import SharedClock
 
 
 @dataclass(eq=False, slots=True)
@@ -27,6 +28,7 @@ class Charge:
     """What one request was charged; settled once, when the request ends."""
 
     second: int
+    """Of the clock as it ran before it first moved: a request may outlast several moves."""
     amount: Amount
     """Without what earlier runs of the request have paid."""
     paid: Amount = NOTHING
@@ -55,7 +57,7 @@ class Account:
         self,
         key: str,
         router: str,
-        now_ms: Callable[[], int],
+        clock: SharedClock,
         read_sharing: Callable[[], Sharing],
         new_owner: Callable[[], str],
     ) -> None:
@@ -70,7 +72,7 @@ class Account:
         self._endings: list[tuple[Charge, Amount]] = []
         """Charges of requests that may run again, and what was used, until it is known who leans on
         them."""
-        self._now_ms = now_ms
+        self._clock = clock
         self._read_sharing = read_sharing
         self._new_owner = new_owner
 
@@ -143,19 +145,22 @@ class Account:
         """Decide a claim by what is known here."""
         self._take_back()
         self._waiting.pop(claim, None)
-        self.ledger.prune(self._now_ms() // 1000)
+        self.ledger.prune(self._clock.now_ms() // 1000)
         claim.idempotency_key = ""  # who leans on the charge cannot be seen
         self.is_dirty = True
         return self._outcome(claim, self.ledger, sharing)
 
     def _outcome(self, claim: Claim, draft: Ledger, sharing: Sharing) -> Charge | RateLimited:
-        now_ms = self._now_ms()
+        now_ms = self._clock.now_ms()
         paid = draft.paid(claim.idempotency_key) if claim.idempotency_key else NOTHING
-        charge = Charge(now_ms // 1000, less(claim.amount, paid), paid, claim.idempotency_key)
+        second = now_ms // 1000
+        charge = Charge(
+            second - self._clock.moved_s, less(claim.amount, paid), paid, claim.idempotency_key
+        )
         error = refusal(draft, charge.amount, claim.limits, sharing, now_ms)
         if error is not None:
             return error
-        draft.charge(charge.second, charge.amount)
+        draft.charge(second, charge.amount)
         if claim.idempotency_key:
             charge.owner = self._new_owner()
             draft.begin(claim.idempotency_key, charge.owner, claim.amount, now_ms)
@@ -173,11 +178,11 @@ class Account:
         charge.is_settled = True
         self.is_dirty = True
         paid = Amount(*map(sum, zip(charge.paid, charge.amount, strict=True)))
-        self.ledger.charge(self._now_ms() // 1000, less(used, paid))
+        self.ledger.charge(self._clock.now_ms() // 1000, less(used, paid))
         if charge.idempotency_key:  # by now, a later run at another router may lean on it
             self._endings.append((charge, used))
         else:
-            self.ledger.refund(charge.second, less(charge.amount, used))
+            self._refund(self.ledger, charge, less(charge.amount, used))
 
     def _take_back(self) -> None:
         """Undo what calls that failed may have charged, as all of it is decided again."""
@@ -190,9 +195,12 @@ class Account:
         """Undo a charge that was written, or may have been."""
         charge.is_settled = True
         self.is_dirty = True
-        self.ledger.refund(charge.second, charge.amount)
+        self._refund(self.ledger, charge, charge.amount)
         if charge.idempotency_key:
             self.ledger.settle(charge.idempotency_key, charge.owner, charge.paid)
+
+    def _refund(self, ledger: Ledger, charge: Charge, amount: Amount) -> None:
+        ledger.refund(charge.second + self._clock.moved_s, amount)
 
     async def push(self, store: LedgerStore) -> None:
         """Write what the store does not have; the lock is held.
@@ -206,7 +214,7 @@ class Account:
             for charge, used in endings:
                 counted = Amount(*map(max, charge.paid, used))
                 if draft.settle(charge.idempotency_key, charge.owner, counted):
-                    draft.refund(charge.second, less(charge.amount, less(counted, charge.paid)))
+                    self._refund(draft, charge, less(charge.amount, less(counted, charge.paid)))
             if await self._replace(store, draft, {}):
                 return
             self._endings = endings + self._endings
@@ -215,7 +223,7 @@ class Account:
 
     def _draft(self) -> Ledger:
         draft = self.ledger.copy()
-        draft.prune(self._now_ms() // 1000)
+        draft.prune(self._clock.now_ms() // 1000)
         return draft
 
     async def _replace(
@@ -228,10 +236,11 @@ class Account:
             draft.
         """
         self.is_dirty = False  # what changes from here on is not in the draft
+        moved_s = self._clock.moved_s
         try:
             answer = await store.replace(self.key, self._known, draft)
         except BaseException:
-            self._adopt(draft)
+            self._adopt(draft, moved_s)
             self.is_dirty = True
             for claim, charge in charges.items():
                 claim.doubtful.append(charge)
@@ -239,13 +248,15 @@ class Account:
                     self.leave(claim)
             raise
         if answer.is_written:
-            self._adopt(draft)
+            self._adopt(draft, moved_s)
         if not answer.is_expected:
             self.is_dirty = True  # what was found and what is here are not together in the store
         self._merge(answer)
         return answer.is_written
 
-    def _adopt(self, draft: Ledger) -> None:
+    def _adopt(self, draft: Ledger, moved_s: int) -> None:
+        # The answer may have moved the clock, and this ledger with it.
+        draft.shift(self._clock.moved_s - moved_s)
         # Merged, not assigned: refunds may have come to the ledger since.
         self.ledger.merge(draft.slots, draft.runs)
 

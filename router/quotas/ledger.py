@@ -20,6 +20,10 @@ MAX_RUNS = 256
 """Requests with an idempotency key that the ledger of an API key remembers; the oldest are
 forgotten."""
 
+RUNS_PER_CHARGE = 8
+"""Runs of such a request that one charge pays for: clients that try again need no more, and nobody
+computes without end what was paid for once."""
+
 
 class Amount(NamedTuple):
     """Requests and tokens; as a limit, 0 is none."""
@@ -54,9 +58,9 @@ class Run(NamedTuple):
     is_settled: bool
     requests: int
     tokens: int
-    """Charged so far, over all runs."""
+    """Charged so far, over all runs for one charge."""
     charged_ms: int
-    """When the first of them was; once that has left the window, a further run pays anew."""
+    """When the first of these was; once that has left the window, a further run pays anew."""
 
 
 class Ledger:
@@ -100,14 +104,17 @@ class Ledger:
     def paid(self, idempotency_key: str) -> Amount:
         """Return what earlier runs of a request have paid, which is not charged again."""
         last = self.runs.get(idempotency_key)
-        return NOTHING if last is None else Amount(last.requests, last.tokens)
+        if last is None or last.number % RUNS_PER_CHARGE == 0:
+            return NOTHING
+        return Amount(last.requests, last.tokens)
 
     def begin(self, idempotency_key: str, owner: str, amount: Amount, now_ms: int) -> None:
         """Note a run of a request that has paid up to `amount`."""
         last = self.runs.get(idempotency_key) or Run(0, "", True, 0, 0, now_ms)
         requests, tokens = map(max, self.paid(idempotency_key), amount)
+        charged_ms = last.charged_ms if last.number % RUNS_PER_CHARGE else now_ms
         self.runs[idempotency_key] = Run(
-            last.number + 1, owner, False, requests, tokens, last.charged_ms
+            last.number + 1, owner, False, requests, tokens, charged_ms
         )
 
     def settle(self, idempotency_key: str, owner: str, used: Amount) -> bool:

@@ -76,16 +76,14 @@ class Quotas:
 
     # --- requests ---------------------------------------------------------------------------------
 
-    async def charge(
-        self, key: str, limits: Amount, amount: Amount, request_id: str = ""
-    ) -> Charge:
+    async def charge(self, key: str, limits: Amount, amount: Amount, name: str = "") -> Charge:
         """Charge a request before it runs; `settle` it when it has ended.
 
         Args:
             key: Whom.
             limits: In a minute.
             amount: One request, and the most tokens that it can use.
-            request_id: The client's own, whose runs are charged once; empty: it gave none.
+            name: Of a request whose runs are charged once; empty: of one that runs once.
 
         Raises:
             InvalidRequest: It would not fit into an empty minute.
@@ -93,7 +91,7 @@ class Quotas:
         """
         check_ever_fits(amount, limits)
         account = self._account(key)
-        claim = account.claim(limits, amount, _digest(request_id) if request_id else "")
+        claim = account.claim(limits, amount, _digest(name) if name else "")
         is_asking = False  # one that has only waited for others' call says nothing of the store
         try:
             if self._store is not None and not self.is_local:
@@ -141,7 +139,7 @@ class Quotas:
         account = self._accounts.get(key)
         if account is None:
             account = self._accounts[key] = Account(
-                key, self._router, self._clock.now_ms, self._sharing, self._unique
+                key, self._router, self._clock, self._sharing, self._unique
             )
         return account
 
@@ -242,6 +240,6 @@ class Quotas:
         return f"{self._router}:{next(self._numbers)}"
 
 
-def _digest(request_id: str) -> str:
-    """Return a short idempotency key for an id of any length."""
-    return hashlib.blake2b(request_id.encode(), digest_size=12).hexdigest()
+def _digest(name: str) -> str:
+    """Return a short idempotency key for a name of any length."""
+    return hashlib.blake2b(name.encode(), digest_size=12).hexdigest()

@@ -63,11 +63,14 @@ def refusal(
     """Return the error for a charge that does not fit now; None if it does."""
     by_second = ledger.by_second(now_ms // 1000)
     used = total(by_second.values())
+    over_share = (
+        _over_share(ledger, amount, limits, sharing, now_ms) if sharing.is_share_only else None
+    )
     if fits(used, amount, limits):
-        return (
-            _over_share(ledger, amount, limits, sharing, now_ms) if sharing.is_share_only else None
-        )
+        return over_share
     retry_after_s = wait_s(by_second, amount, limits, now_ms / 1000)
+    if over_share is not None:  # it has to fit into both
+        retry_after_s = max(retry_after_s, over_share.retry_after_s)
     return RateLimited(
         f"{_over_limit(used, amount, limits)}; {_try_again(retry_after_s)}", retry_after_s
     )

@@ -51,6 +51,8 @@ class SharedClock:
         """In the store, as far as is known."""
         self.lost_ms = NEVER_MS
         """When the store was last found to have lost something, by this clock."""
+        self.moved_s = 0
+        """By how much what was charged has moved with this clock, so far."""
 
     @property
     def is_shared(self) -> bool:
@@ -116,7 +118,8 @@ class SharedClock:
         self._epoch = value.epoch
         self._base = value.base
         self._is_written = True
-        self.lost_ms = max(self.lost_ms, value.lost_ms)
+        # Whoever began the new epoch may have come after the loss, and know of none.
+        self.lost_ms = self.now_ms() if is_lost else max(self.lost_ms, value.lost_ms)
         return is_lost
 
     def follow(self, now_ms: int) -> None:
@@ -129,7 +132,9 @@ class SharedClock:
 
     def _move(self, ahead_ms: int) -> None:
         self._offset_ms += ahead_ms
-        self._on_set(math.ceil(ahead_ms / 1000))  # rather a little longer than too short
+        seconds = math.ceil(ahead_ms / 1000)  # rather a little longer than too short
+        self.moved_s += seconds
+        self._on_set(seconds)
 
     def _join(self, value: ClockValue) -> None:
         """Go on from an epoch's time if it is ahead; of another base, with all that was charged.

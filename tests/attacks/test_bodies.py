@@ -205,8 +205,8 @@ async def test_a_client_that_leaves_in_the_middle_is_no_bug(reader, caplog):
 
 async def test_a_body_that_comes_after_the_answer_is_read_and_the_connection_goes_on():
     """Clients send head and body apart; an answer that needs no body may be between the two."""
-    async with HttpFixture() as door:
-        reader, writer = await door.connect()
+    async with HttpFixture() as server:
+        reader, writer = await server.connect()
         for _ in range(2):
             writer.write(b"GET /health HTTP/1.1\r\nhost: x\r\ncontent-length: 5\r\n\r\n")
             assert status(await reader.readuntil(b"ok")) == 200

@@ -27,7 +27,7 @@ def make(folder, *hosts):
 
 
 @pytest.fixture
-def door_of():
+def serve_tls():
     """Makes servers that speak TLS with the certificate of a folder, and nothing else."""
     sockets = []
 
@@ -42,7 +42,7 @@ def door_of():
             except OSError:
                 accepted.close()
 
-    def open_door(folder):
+    def start(folder):
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(folder / "door.pem", folder / "door.key")
         listener = socket.create_server(("127.0.0.1", 0))
@@ -50,50 +50,52 @@ def door_of():
         threading.Thread(target=serve, args=(listener, context), daemon=True).start()
         return f"https://127.0.0.1:{listener.getsockname()[1]}"
 
-    yield open_door
+    yield start
     for listener in sockets:
         listener.shutdown(socket.SHUT_RDWR)
         listener.close()
 
 
 def closed(folder, host="127.0.0.1"):
-    door = {"door_certificate": f"{folder}/door.pem", "door_key": f"{folder}/door.key"}
+    pair = {"door_certificate": f"{folder}/door.pem", "door_key": f"{folder}/door.key"}
     return BatonConfig.model_validate(
-        {"router": {"host": host}, "security": {"api_keys": "keys", **door}}
+        {"router": {"host": host}, "security": {"api_keys": "keys", **pair}}
     )
 
 
-def test_names_of_the_door_are_added_to_those_of_the_machine_itself(tmp_path):
-    door = make(tmp_path / "tls", "my-host", "10.0.0.5", "localhost") / "door.pem"
-    assert hosts_of(door.read_bytes()) == [*LOCAL, "my-host", "10.0.0.5"]
+def test_names_of_the_server_are_added_to_those_of_the_machine_itself(tmp_path):
+    made = make(tmp_path / "tls", "my-host", "10.0.0.5", "localhost") / "door.pem"
+    assert hosts_of(made.read_bytes()) == [*LOCAL, "my-host", "10.0.0.5"]
     assert hosts_of((make(tmp_path / "none") / "door.pem").read_bytes()) == LOCAL
 
 
-def test_a_certificate_for_other_hosts_is_told_by_the_names_it_has(tmp_path, monkeypatch, door_of):
+def test_a_certificate_for_other_hosts_is_told_by_the_names_it_has(
+    tmp_path, monkeypatch, serve_tls
+):
     monkeypatch.setattr("transport.certificates.LOCAL_HOSTS", ())
     make_certificates(tmp_path / "tls", ["my-host", "10.0.0.5"])
-    door = door_of(tmp_path / "tls")
+    url = serve_tls(tmp_path / "tls")
     with pytest.raises(ConfigError, match="not valid for '127.0.0.1'") as refused:
-        Endpoints(tmp_path / "tls" / "ca.pem").get(door, "/ready")
+        Endpoints(tmp_path / "tls" / "ca.pem").get(url, "/ready")
     assert "this server's certificate is for my-host, 10.0.0.5: reach it" in str(refused.value)
     assert "--ca" not in str(refused.value)
 
 
-def test_an_authority_that_did_not_sign_is_told_by_its_file(tmp_path, monkeypatch, door_of):
+def test_an_authority_that_did_not_sign_is_told_by_its_file(tmp_path, monkeypatch, serve_tls):
     monkeypatch.delenv("SSL_CERT_FILE", raising=False)
-    door = door_of(make(tmp_path / "tls"))
+    url = serve_tls(make(tmp_path / "tls"))
     other = make(tmp_path / "other") / "ca.pem"
     with pytest.raises(ConfigError, match=f"{other} is not the authority that signed it"):
-        Endpoints(other).get(door, "/ready")
+        Endpoints(other).get(url, "/ready")
     with pytest.raises(ConfigError, match="give --ca "):
-        Endpoints().get(door, "/ready")
+        Endpoints().get(url, "/ready")
 
 
-def test_a_certificate_that_has_ended_is_told(tmp_path, monkeypatch, door_of):
+def test_a_certificate_that_has_ended_is_told(tmp_path, monkeypatch, serve_tls):
     monkeypatch.setattr("transport.certificates.DAYS", -1 / 48)
-    door = door_of(make(tmp_path / "tls"))
+    url = serve_tls(make(tmp_path / "tls"))
     with pytest.raises(ConfigError, match="give the servers a certificate that is valid today"):
-        Endpoints(tmp_path / "tls" / "ca.pem").get(door, "/ready")
+        Endpoints(tmp_path / "tls" / "ca.pem").get(url, "/ready")
 
 
 @pytest.mark.parametrize(

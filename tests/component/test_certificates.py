@@ -25,7 +25,7 @@ from transport.tls import fetch_tls
 
 
 class Pair:
-    """The files of a door, and a clock to look at them by."""
+    """The files of a server, and a clock to look at them by."""
 
     def __init__(self, folder):
         self.folder, self.now_s = folder, 0.0
@@ -76,7 +76,7 @@ async def believes(port, roots, *, names_server=True):
 
 
 @pytest.mark.parametrize("names_server", [True, False])
-async def test_the_http_door_takes_up_a_new_certificate(pair, names_server):
+async def test_the_http_server_takes_up_a_new_certificate(pair, names_server):
     async def greet(reader, writer):
         await reader.read(1)
         writer.close()
@@ -116,7 +116,7 @@ async def models(port, roots, key):
         return len(answer.models)
 
 
-async def test_the_grpc_door_takes_up_a_new_certificate(pair, tmp_path):
+async def test_the_grpc_server_takes_up_a_new_certificate(pair, tmp_path):
     async with RouterServers(tmp_path, certificate=pair.certificate).opened() as servers:
         key, port, before = servers.keys["acme"], servers.grpc.port, pair.roots
         assert await models(port, before, key) == 1
@@ -172,7 +172,7 @@ def test_files_that_are_gone_leave_the_old_pair(pair, caplog):
     assert pair.files.refresh() == 1
 
 
-def test_a_door_does_not_open_with_a_broken_pair(pair):
+def test_a_server_does_not_open_with_a_broken_pair(pair):
     (pair.folder / "door.key").write_text("nonsense")
     with pytest.raises(ConfigError, match="door_key cannot be used"):
         ServerCertificate(pair.security, lambda: 0.0)

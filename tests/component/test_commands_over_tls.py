@@ -33,7 +33,7 @@ class Parrot(generation_pb2_grpc.GenerationServicer):
 
 
 @pytest.fixture
-def grpc_door(tls):
+def grpc_server(tls):
     """Makes servers: plain, over TLS, or over TLS for those that show a certificate."""
     servers = []
 
@@ -63,38 +63,38 @@ def says(address, access=None):
     return client.stream_answer(address, request, None, access).text
 
 
-def test_generate_and_chat_reach_a_door_over_tls_whichever_way_the_authority_is_given(
-    grpc_door, tls, monkeypatch, capsys
+def test_generate_and_chat_reach_a_server_over_tls_whichever_way_the_authority_is_given(
+    grpc_server, tls, monkeypatch, capsys
 ):
-    address = grpc_door("tls")
-    assert speaks_tls(address) and not speaks_tls(grpc_door("plain"))
+    address = grpc_server("tls")
+    assert speaks_tls(address) and not speaks_tls(grpc_server("plain"))
     assert says(address, Endpoints(tls / "ca.pem")) == "hello"
     chat.run_chat(address, "", "hello", 0, 0.0, Endpoints(tls / "ca.pem"), as_json=False)
     assert capsys.readouterr().out.startswith("hello")
     monkeypatch.setenv("SSL_CERT_FILE", str(tls / "ca.pem"))
     assert says(address) == says(f"https://{address}") == "hello"
-    assert says(grpc_door("plain")) == "hello", "the variable alone makes no door TLS"
+    assert says(grpc_server("plain")) == "hello", "the variable alone makes no server TLS"
 
 
-def test_a_door_that_is_not_believed_gets_no_key_and_the_remedy_is_said(grpc_door, monkeypatch):
+def test_a_server_that_is_not_believed_gets_no_key_and_the_remedy_is_said(grpc_server, monkeypatch):
     monkeypatch.delenv("SSL_CERT_FILE", raising=False)
     monkeypatch.setenv("OPENAI_API_KEY", "bt-x")
     with pytest.raises(ConfigError, match=r"give --ca \(or SSL_CERT_FILE\)"):
-        says(grpc_door("tls"))
+        says(grpc_server("tls"))
 
 
-def test_a_door_that_asks_for_a_certificate_is_shown_one(grpc_door, tls):
-    address, shown = grpc_door("mutual"), (tls / "router.pem", tls / "router.key")
+def test_a_server_that_asks_for_a_certificate_is_shown_one(grpc_server, tls):
+    address, shown = grpc_server("mutual"), (tls / "router.pem", tls / "router.key")
     assert says(address, Endpoints(tls / "ca.pem", *shown)) == "hello"
     both = tls / "both.pem"
     both.write_bytes(shown[0].read_bytes() + shown[1].read_bytes())
     assert says(address, Endpoints(tls / "ca.pem", both)) == "hello"
 
 
-def test_what_is_said_to_be_tls_never_becomes_plain_text(grpc_door, tls):
+def test_what_is_said_to_be_tls_never_becomes_plain_text(grpc_server, tls):
     with pytest.raises(ConfigError, match="http:// is plain text"):
-        says(f"http://{grpc_door('tls')}", Endpoints(tls / "ca.pem"))
-    files = Endpoints(tls / "ca.pem").grpc_files([grpc_door("plain")])
+        says(f"http://{grpc_server('tls')}", Endpoints(tls / "ca.pem"))
+    files = Endpoints(tls / "ca.pem").grpc_files([grpc_server("plain")])
     assert files == ((tls / "ca.pem").read_bytes(), None, None)
 
 
@@ -194,7 +194,7 @@ def top_once(url, *files):
     run_top(url, Endpoints(*files), interval_s=0.1, is_once=True, as_json=True)
 
 
-def test_status_reaches_a_door_over_tls_and_says_what_is_wrong_if_it_does_not(
+def test_status_reaches_a_server_over_tls_and_says_what_is_wrong_if_it_does_not(
     web_servers, tls, monkeypatch
 ):
     url, ca = web_servers(), tls / "ca.pem"
@@ -214,7 +214,7 @@ def test_status_reaches_a_door_over_tls_and_says_what_is_wrong_if_it_does_not(
     assert status(mutual, ca, tls / "router.pem", tls / "router.key") == 0
 
 
-def test_a_key_is_sent_to_nobody_but_the_door_that_was_named(web_servers, monkeypatch):
+def test_a_key_is_sent_to_nobody_but_the_server_that_was_named(web_servers, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "bt-x")
     elsewhere = web_servers(is_tls=False)
     web_servers.elsewhere = f"{elsewhere}/ready"

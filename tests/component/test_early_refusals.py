@@ -91,6 +91,61 @@ async def test_a_full_router_refuses_before_it_reads_a_long_body(servers, path):
         assert app.num_bytes == MANY_BYTES
 
 
+async def test_a_burst_is_refused_while_those_before_it_are_still_tokenized(servers, monkeypatch):
+    """One permit, nobody runs or waits: the second request would be one too many all the same."""
+    builder, is_made, num_begun = servers.service._builder, asyncio.Event(), 0
+    make = builder.make
+
+    async def slow(params):
+        nonlocal num_begun
+        num_begun += 1
+        await is_made.wait()
+        return await make(params)
+
+    monkeypatch.setattr(builder, "make", slow)
+    async with HttpFixture(app=servers.app) as server, servers.web("acme") as http:
+        # Its prompt is wrong, which is seen only when it is made.
+        first = asyncio.create_task(http.post(PATHS[0], json={"prompt": [1 << 40]}))
+        while not num_begun:
+            await asyncio.sleep(0.01)
+        reader, writer = await server.connect()
+        writer.write(head(servers, PATHS[0], MANY_BYTES) + b"{")
+        reply = await read_all(reader)
+        writer.close()
+        assert status(reply) == 503 and code_of(reply) == CODE
+        assert (await end_of(servers, "Generate")).code().name == "UNAVAILABLE"
+        assert num_begun == 1
+        is_made.set()
+        assert (await first).status_code == 400
+        # It has failed, and left its place.
+        assert (await http.post(PATHS[0], json={"prompt": [1 << 40]})).status_code == 400
+
+
+@pytest.mark.parametrize("end", ["leaves", "is wrong"])
+async def test_who_fails_or_leaves_on_the_way_leaves_its_place(servers, end):
+    admission = servers.service._admission
+    body = b'{"prompt": 5}'
+    async with HttpFixture(app=servers.app) as server, servers.web("acme") as http:
+        reader, writer = await server.connect()
+        writer.write(head(servers, PATHS[0], len(body)))
+        while not len(admission._arriving):
+            await asyncio.sleep(0.01)
+        # Its head alone counts: nothing of its body is here.
+        assert (await http.post(PATHS[0], json={"prompt": "a"})).json()["error"]["code"] == CODE
+        assert (await end_of(servers, "Generate")).code().name == "UNAVAILABLE"
+        if end == "is wrong":
+            writer.write(body)
+            assert status(await reader.readuntil(b"}}")) == 400
+        writer.close()
+        while len(admission._arriving):
+            await asyncio.sleep(0.01)
+        # The one place is free for the next, which needs it from its head until it is made.
+        assert (await http.post(PATHS[0], json={"prompt": [1 << 40]})).status_code == 400
+        assert (await end_of(servers, "Chat")).code().name != "UNAVAILABLE"
+        while len(admission._arriving):
+            await asyncio.sleep(0.01)
+
+
 async def test_a_connection_goes_on_behind_a_body_that_was_not_read(servers):
     body = b'{"prompt": "abc"}'
     async with HttpFixture(app=servers.app) as server, full(servers):

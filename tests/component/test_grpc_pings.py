@@ -25,10 +25,12 @@ async def test_a_client_that_pings_every_second_on_a_quiet_stream_is_not_sent_aw
         keyring=SimpleNamespace(identify=lambda *_: ANYBODY),
         status=SimpleNamespace(is_ready=True, proof=SimpleNamespace(checked=asyncio.Event())),
     )
-    door = GrpcServer(service, SecurityConfig())
-    await door.start()
+    server = GrpcServer(service, SecurityConfig())
+    await server.start()
     try:
-        async with grpc.aio.insecure_channel(f"127.0.0.1:{door.port}", options=OPTIONS) as channel:
+        async with grpc.aio.insecure_channel(
+            f"127.0.0.1:{server.port}", options=OPTIONS
+        ) as channel:
             stub = health_pb2_grpc.HealthStub(channel)
             watch = stub.Watch(health_pb2.HealthCheckRequest())
             assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
@@ -36,4 +38,4 @@ async def test_a_client_that_pings_every_second_on_a_quiet_stream_is_not_sent_aw
             assert not watch.done(), await watch.details()
             watch.cancel()
     finally:
-        await door.stop(0.0)
+        await server.stop(0.0)

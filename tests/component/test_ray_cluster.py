@@ -18,7 +18,7 @@ OPEN = RayEndpoint(has_tokens=False, has_tls=False)
 @pytest.fixture()
 def ray(monkeypatch):
     """A Ray of one node that somebody else runs; what is deployed and deleted is kept."""
-    seen = SimpleNamespace(door=CLOSED, deployed=[], deleted=[])
+    seen = SimpleNamespace(endpoint=CLOSED, deployed=[], deleted=[])
     context = SimpleNamespace(gcs_address="127.0.0.1:1", get_node_id=lambda: "n")
     nodes = [{"Alive": True, "Resources": {"CPU": 64.0}}]
     fake = SimpleNamespace(
@@ -39,7 +39,7 @@ def ray(monkeypatch):
 
     monkeypatch.setattr(ray_app, "ray", fake)
     monkeypatch.setattr(ray_app, "_join", lambda address: None)
-    monkeypatch.setattr(ray_app, "probe", lambda address: seen.door)
+    monkeypatch.setattr(ray_app, "probe", lambda address: seen.endpoint)
     monkeypatch.setattr(ray_app, "build_app", lambda config, *, is_loopback: config)
     monkeypatch.setattr(ray_app.serve, "start", lambda **_: None)
     monkeypatch.setattr(ray_app.serve, "run", run)
@@ -54,7 +54,7 @@ def cluster():
 def test_a_ray_without_tokens_is_refused_whatever_is_set_here(ray, monkeypatch):
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     monkeypatch.setenv("RAY_AUTH_TOKEN", "a" * 64)
-    ray.door = OPEN
+    ray.endpoint = OPEN
     refused = cluster()
     with pytest.raises(ConfigError, match="requires no token"):
         refused.start()

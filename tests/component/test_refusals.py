@@ -1,4 +1,4 @@
-"""Every call that a door refuses is told once: a line with who, from where and why, and a count.
+"""Every call that a server refuses is told once: a line with who, from where and why, and a count.
 
 Here too: what each kind of key may do, and that tenants with equal request ids never meet.
 """

@@ -24,8 +24,8 @@ def free_ports(number):
 
 
 def config(http_port, grpc_port=0, host="127.0.0.1"):
-    doors = {"host": host, "http_port": http_port, "grpc_port": grpc_port}
-    return BatonConfig.model_validate({"router": doors, "security": {"api_keys": "keys"}})
+    servers = {"host": host, "http_port": http_port, "grpc_port": grpc_port}
+    return BatonConfig.model_validate({"router": servers, "security": {"api_keys": "keys"}})
 
 
 def router(port):
@@ -43,14 +43,14 @@ def port():
     return free_ports(1)[0]
 
 
-@pytest.mark.parametrize("door", ["http", "grpc"])
-def test_a_port_is_held_before_and_between_routers_and_they_share_it(port, door):
-    mine = config(port) if door == "http" else config(0, port)
+@pytest.mark.parametrize("server", ["http", "grpc"])
+def test_a_port_is_held_before_and_between_routers_and_they_share_it(port, server):
+    mine = config(port) if server == "http" else config(0, port)
     with claimed(mine):
         for host in ("127.0.0.1", "0.0.0.0"):
-            with pytest.raises(ConfigError, match=rf"port {port} .*in use.*--{door}-port"):
+            with pytest.raises(ConfigError, match=rf"port {port} .*in use.*--{server}-port"):
                 claimed(
-                    config(port, host=host) if door == "http" else config(0, port, host)
+                    config(port, host=host) if server == "http" else config(0, port, host)
                 ).__enter__()
         with router(port), router(port) as second:
             second.settimeout(10)

@@ -66,11 +66,11 @@ async def test_a_tenant_sees_who_holds_its_own_prompts_and_an_admin_sees_anybody
             assert several.status_code == 400 and "send one" in several.text
 
 
-@pytest.mark.parametrize("door", ["http", "grpc"])
-async def test_equal_ids_of_two_tenants_run_beside_each_other_and_end_alone(servers, door):
+@pytest.mark.parametrize("server", ["http", "grpc"])
+async def test_equal_ids_of_two_tenants_run_beside_each_other_and_end_alone(servers, server):
     servers.wait_for_workers()
     names = ("acme", "bulk")
-    if door == "http":
+    if server == "http":
         webs = {name: servers.web(name) for name in names}
         headers = {"idempotency-key": "same"}
         calls = {
@@ -124,11 +124,11 @@ async def test_equal_ids_and_prompts_of_two_tenants_draw_unequal_answers(servers
     assert len(set(seeds.values())) == 3
 
 
-@pytest.mark.parametrize("door", ["http", "grpc"])
-async def test_a_tenant_is_told_of_its_own_requests_and_observers_of_all(servers, door):
+@pytest.mark.parametrize("server", ["http", "grpc"])
+async def test_a_tenant_is_told_of_its_own_requests_and_observers_of_all(servers, server):
     """No worker is there, which ends a request that ran."""
     headers = {"idempotency-key": "mine"}
-    if door == "http":
+    if server == "http":
         async with servers.web("acme") as http:
             reply = await http.post(POST, json={**BODY, "max_tokens": 5}, headers=headers)
             assert reply.json()["error"]["code"] == "no_worker"
@@ -168,6 +168,14 @@ async def test_an_answer_names_the_router_that_can_explain_it(servers):
             reply = await http.post(POST, json=BODY | more)
             assert reply.status_code == 200, reply.text
             assert reply.headers["x-baton-router"] == servers.sessions.router_id
+
+
+async def test_what_only_this_router_has_counted_names_it(servers):
+    async with servers.web("scraper") as http:
+        for path in ("/load", "/metrics"):
+            reply = await http.get(path)
+            assert reply.headers["x-baton-router"] == servers.sessions.router_id
+            assert reply.headers["x-baton-num-routers"] == "1"
 
 
 async def _answer(request, emit, forced_path=None):

@@ -54,9 +54,9 @@ def test_grpc_names_of_peers(peer, address):
 # --- many wrong keys ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("door", ["http", "grpc"])
+@pytest.mark.parametrize("server", ["http", "grpc"])
 async def test_many_wrong_keys_are_slowed_and_counted_and_a_good_one_never_is(
-    servers, door, monkeypatch
+    servers, server, monkeypatch
 ):
     held = []
     real_sleep = asyncio.sleep
@@ -68,7 +68,7 @@ async def test_many_wrong_keys_are_slowed_and_counted_and_a_good_one_never_is(
     monkeypatch.setattr(bad_keys.asyncio, "sleep", sleep)
     wrong = {"authorization": f"Bearer {NO_KEY}"}
     for n in range(bad_keys.FREE_MISTAKES + 30):
-        if door == "http":
+        if server == "http":
             async with servers.web() as http:
                 assert (await http.get("/v1/models", headers=wrong)).status_code == 401
             async with servers.web("acme") as http:

@@ -44,8 +44,8 @@ def test_a_transport_of_ones_own():
 
 
 def test_a_model_of_ones_own():
-    with socket.socket() as door:
-        door.bind(("127.0.0.1", 0))
-        port = door.getsockname()[1]
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
     said = run("own_model", "models/baton-tiny-draft", str(port))
     assert "\nbaton-tiny-draft continues: '" in f"\n{said}"

@@ -1,4 +1,4 @@
-"""Every field of both doors, 20,000 wrong and odd values: 4xx that names the field,
+"""Every field of both servers, 20,000 wrong and odd values: 4xx that names the field,
 never 5xx, nobody harmed.
 
 A fifth of them in `make test`, others every day.

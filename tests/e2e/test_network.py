@@ -145,7 +145,7 @@ def job_of_a_stranger(port):
 
 
 @pytest.mark.timeout(300)
-async def test_doors_on_an_ipv6_address_answer_where_they_say_they_are():
+async def test_servers_on_an_ipv6_address_answer_where_they_say_they_are():
     cluster = LocalCluster(
         config_of(
             router__host="[::1]",
@@ -164,11 +164,11 @@ async def test_doors_on_an_ipv6_address_answer_where_they_say_they_are():
             request = pb.GenerateRequest(text="def", stopping=pb.StoppingOptions(max_tokens=2))
             messages = [message async for message in client.generate(request)]
         assert messages[-1].summary.usage.completion_tokens == 2
-        doors = {
+        servers = {
             port: address
             for address, port in listeners({c.process.pid for c in cluster._routers.values()})
         }
-        assert set(doors.values()) == {IPV6_LOOPBACK}
-        assert set(doors) == {cluster.http_port, cluster.grpc_port}
+        assert set(servers.values()) == {IPV6_LOOPBACK}
+        assert set(servers) == {cluster.http_port, cluster.grpc_port}
     finally:
         await cluster.stop()

@@ -39,7 +39,7 @@ def test_an_answer_crosses_two_processes_and_the_bytes_add_up(local):
     assert reply["usage"]["prompt_tokens"] == 34
 
 
-def test_stream_and_whole_are_the_same_text_over_both_doors(local, stub):
+def test_stream_and_whole_are_the_same_text_over_both_servers(local, stub):
     whole = local.complete("import os", max_tokens=30, n=2, temperature=0.8, seed=5).json()
     body = {
         "prompt": "import os",

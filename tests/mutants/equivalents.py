@@ -20,6 +20,42 @@ EQUIVALENTS: list[Equivalent] = [
         "it stands for all sub-attempts, and is never sent: any number above them does",
     ),
     Equivalent(
+        "router/cost.py",
+        "if sources is None or self._most_tokens <= cached_tokens:",
+        "if sources is None or (self._most_tokens < cached_tokens):",
+        "who holds no more than is cached here gains nothing, which is seen below",
+    ),
+    Equivalent(
+        "router/cost.py",
+        "if num_gained <= 0:",
+        "if (num_gained < 0):",
+        "nothing gained saves nothing, and no fetch takes less than that",
+    ),
+    *(
+        Equivalent(
+            "kv_transfer/frame_builder.py",
+            "self._first_block = 0",
+            f"self._first_block = {value}",
+            "set when the receiver has reserved, before any block is queued",
+        )
+        for value in ("1", "(-1)")
+    ),
+    *(
+        Equivalent(
+            "kv_transfer/sender.py",
+            "self._commit = frames.Commit(sub_attempt, 0, 0, first_tokens, final_choices)",
+            f"self._commit = frames.Commit(sub_attempt, {values}, first_tokens, final_choices)",
+            "count and checksum are those of the frames that were sent, set when it is sent",
+        )
+        for values in ("1, 0", "(-1), 0", "0, 1", "0, (-1)")
+    ),
+    Equivalent(
+        "engine/scheduling/step_planner.py",
+        "in_turn = heapq.merge(prompts, starting, key=_turn)",
+        "in_turn = heapq.merge(starting, prompts, key=_turn)",
+        "no two sequences are due at the same place, so there are no ties",
+    ),
+    Equivalent(
         "router/submits.py",
         "age_s=max(0.0, now_s - run.timeline.received_at),",
         "age_s=max((-1.0), now_s - run.timeline.received_at),",
@@ -209,8 +245,10 @@ TUNED = {
     "prefix_index/publisher.py": "BATCH_S RENEW_S TTL_S FIRST_PAUSE_S MAX_PAUSE_S "
     "MAX_BATCHES_SINCE_WHOLE READ_BLOCKS",
     "prefix_index/view.py": "MAX_ENDED_LIVES",
+    "prefix_index/entries.py": "MAX_BATCH_BLOCKS SEGMENT_BLOCKS MAX_SEGMENTS",
     "router/attempts.py": "MAX_MOVES",
     "router/expected_prefixes.py": "MAX_PROMPTS",
+    "router/fair_queue.py": "STRIDE",
     "router/prefix_sources.py": "MAX_RESTING",
     "router/text/detokenizing.py": "CONTEXT_TOKENS",
     "router/workers/outbox.py": "MAX_OUTGOING",

@@ -22,8 +22,8 @@ BUGS = [
     Bug(
         "a worker is one candidate for both paths",
         "router/regret.py",
-        "        (path, cost.worker_id): cost\n",
-        "        (placement.path, cost.worker_id): cost\n",
+        "{(path, cost.worker_id): cost for",
+        "{(placement.path, cost.worker_id): cost for",
         REGRET + "test_a_worker_is_a_candidate_of_its_own_on_each_path",
     ),
     Bug(
@@ -147,14 +147,14 @@ BUGS = [
     ),
     Bug(
         "one router that does not know a request answers for all",
-        "cli/explain.py",
+        "cli/routers.py",
         "len(asked) >= num_routers or",
         "len(asked) >= 1 or",
         EXPLAIN + "test_routers_behind_one_address_are_asked_until_one_remembers",
     ),
     Bug(
         "a router that never answers is asked for ever",
-        "cli/explain.py",
+        "cli/routers.py",
         " or num_tries >= TRIES_PER_ROUTER * num_routers",
         " or num_tries >= 10_000",
         EXPLAIN + "test_when_each_has_been_asked_the_routers_own_words_are_the_error",
@@ -165,5 +165,43 @@ BUGS = [
         "        headers[ROUTER_HEADER] = self.service.explanations.router_id\n",
         "",
         TENANTS + "test_an_answer_names_the_router_that_can_explain_it",
+    ),
+    Bug(
+        "what one router has counted is growth of another behind the same address",
+        "cli/top_figures.py",
+        "before.router != after.router or ",
+        "",
+        "tests/unit/cli/test_top_figures.py::"
+        "test_another_router_begins_a_new_window_however_much_it_has_counted",
+    ),
+    Bug(
+        "a command shows whichever router answers",
+        "cli/top.py",
+        "        return name == (router or name)\n",
+        "        return True\n",
+        "tests/unit/cli/test_top.py::"
+        "test_one_router_is_watched_of_those_behind_an_address_and_another_once_it_is_gone",
+    ),
+    Bug(
+        "who answers a command steers the terminal",
+        "client/endpoints.py",
+        "        return value if value.isprintable() else",
+        "        return value if True else",
+        "tests/unit/client/test_endpoints.py::"
+        "test_what_would_steer_a_terminal_is_written_out_wherever_it_stands",
+    ),
+    Bug(
+        "a worker's name is markup",
+        "cli/console.py",
+        "Console(markup=False, emoji=False)",
+        "Console()",
+        EXPLAIN + "test_a_name_is_shown_as_it_is_and_is_no_markup",
+    ),
+    Bug(
+        "a server that claims a thousand routers is asked thousands of times",
+        "cli/routers.py",
+        "min(int(claimed), MAX_ROUTERS)",
+        "int(claimed)",
+        EXPLAIN + "test_a_server_that_lies_about_the_number_of_routers_neither_breaks_nor_binds_it",
     ),
 ]

@@ -1,4 +1,4 @@
-"""Bugs at the doors: what strangers and single tenants could do
+"""Bugs at the servers: what strangers and single tenants could do
 before limits stood in their way."""
 
 from planted.bug import Bug
@@ -315,7 +315,7 @@ BUGS = [
         f"{GRPC}::test_a_strangers_message_is_not_waited_for",
     ),
     Bug(
-        "a number that JSON does not have is a bug of the gRPC door",
+        "a number that JSON does not have is a bug of the gRPC server",
         "router/grpc/requests.py",
         "    except ValueError as error:  # NaN",
         "    except ZeroDivisionError as error:  # NaN",

@@ -156,7 +156,7 @@ BUGS = [
         REFUSALS + "test_nothing_that_a_client_writes_breaks_a_line_or_adds_a_label",
     ),
     Bug(
-        "a door refuses in a word that the reference does not have",
+        "a server refuses in a word that the reference does not have",
         "router/http/server/protocol.py",
         "self._on_refused(SILENT.code, ",
         'self._on_refused("mute", ',
@@ -196,18 +196,18 @@ BUGS = [
         "test_mistakes_are_forgiven_and_the_table_of_addresses_is_bounded",
     ),
     Bug(
-        "the HTTP door keeps its first certificate",
+        "the HTTP server keeps its first certificate",
         "router/access/certificate.py",
         "            connection.context = newest",
-        "            connection.context = door",
-        CERTIFICATES + "test_the_http_door_takes_up_a_new_certificate",
+        "            connection.context = first",
+        CERTIFICATES + "test_the_http_server_takes_up_a_new_certificate",
     ),
     Bug(
-        "the gRPC door keeps its first certificate",
+        "the gRPC server keeps its first certificate",
         "router/access/certificate.py",
         "            if version == given:",
         "            if version >= given:",
-        CERTIFICATES + "test_the_grpc_door_takes_up_a_new_certificate",
+        CERTIFICATES + "test_the_grpc_server_takes_up_a_new_certificate",
     ),
     Bug(
         "who dials keeps its first certificate",

@@ -201,11 +201,11 @@ BUGS = [
         ADDRESSES + "test_a_port_of_ipv6_is_free_or_taken_and_told",
     ),
     Bug(
-        "the HTTP door cannot bind IPv6",
+        "the HTTP server cannot bind IPv6",
         "cluster/router_process.py",
         "socket.socket(family_of(host), ",
         "socket.socket(socket.AF_INET, ",
-        "tests/e2e/test_network.py::test_doors_on_an_ipv6_address_answer_where_they_say_they_are",
+        "tests/e2e/test_network.py::test_servers_on_an_ipv6_address_answer_where_they_say_they_are",
     ),
     Bug(
         "a read-only image has no kernels",

@@ -12,7 +12,7 @@ BUGS = [
     Bug(
         "who is refused does not count against the SLO",
         "router/observe/attainment.py",
-        'return outcome == "failed" or code in _OVERLOAD',
+        'return outcome == "failed" or code in OVERLOAD_CODES',
         'return outcome == "failed"',
         ATTAINMENT + "test_what_the_cluster_did_misses_and_what_the_caller_did_counts_not",
     ),
@@ -102,10 +102,42 @@ BUGS = [
         TOP + "test_ctrl_c_is_no_error_of_the_command",
     ),
     Bug(
+        "what a worker had counted is news once its session begins anew",
+        "router/observe/growing_counts.py",
+        "            last[label] = max(last[label], number)\n",
+        "            last[label] = number\n",
+        "tests/unit/router/observe/test_storage_gauges.py::"
+        "test_what_was_counted_is_no_news_when_a_session_or_a_worker_begins_anew",
+    ),
+    Bug(
+        "preemptions fall when a worker's session begins anew",
+        "router/observe/worker_gauges.py",
+        "        metrics.WORKER_PREEMPTIONS: read_preemptions,\n",
+        "        metrics.WORKER_PREEMPTIONS: lambda: _summed(\n"
+        "            ((name,), view.load.num_preemptions) for name, view in _named(read())\n"
+        "        ),\n",
+        "tests/unit/router/observe/test_worker_gauges.py::"
+        "test_preemptions_only_grow_over_sessions_and_starts_of_a_worker",
+    ),
+    Bug(
         "no worker reports a preemption",
         "worker/worker.py",
         "                num_preemptions=scheduler.num_preemptions,\n",
         "",
         "tests/component/test_sampling_exactness.py",
+    ),
+    Bug(
+        "usage is made without what prefill says a moment later",
+        "router/attempts.py",
+        "            await attempt.prefill_report(min(REPORT_WAIT_S, left_s / 2))\n",
+        "",
+        "tests/simulation/test_late_reports.py",
+    ),
+    Bug(
+        "a whole answer waits for prefill as long as it may",
+        "router/attempts.py",
+        "min(REPORT_WAIT_S, left_s / 2)",
+        "left_s / 2",
+        "tests/simulation/test_late_reports.py",
     ),
 ]

@@ -134,28 +134,28 @@ BUGS = [
         "test_status_says_every_problem_and_its_exit_code_tells_the_states_apart",
     ),
     Bug(
-        "commands speak plain text to a TLS door",
+        "commands speak plain text to a TLS server",
         "cli/client.py",
         "files = access.grpc_files(addresses) or (None, None, None)",
         "files = (None, None, None)",
         "tests/component/test_commands_over_tls.py::"
-        "test_generate_and_chat_reach_a_door_over_tls_whichever_way_the_authority_is_given",
+        "test_generate_and_chat_reach_a_server_over_tls_whichever_way_the_authority_is_given",
     ),
     Bug(
-        "SSL_CERT_FILE makes every door TLS",
+        "SSL_CERT_FILE makes every server TLS",
         "client/endpoints.py",
         'if not private and not has_certificates and "https" not in schemes:',
         "if False:",
         "tests/component/test_commands_over_tls.py::"
-        "test_generate_and_chat_reach_a_door_over_tls_whichever_way_the_authority_is_given",
+        "test_generate_and_chat_reach_a_server_over_tls_whichever_way_the_authority_is_given",
     ),
     Bug(
-        "a door that is not believed is tried without end",
+        "a server that is not believed is tried without end",
         "client/endpoints.py",
         "            self._check(address)\n",
         "            pass\n",
         "tests/component/test_commands_over_tls.py::"
-        "test_a_door_that_is_not_believed_gets_no_key_and_the_remedy_is_said",
+        "test_a_server_that_is_not_believed_gets_no_key_and_the_remedy_is_said",
     ),
     Bug(
         "no certificate is shown",
@@ -163,7 +163,7 @@ BUGS = [
         "(root_certificates or None, private_key, certificate_chain)",
         "(root_certificates or None,)",
         "tests/component/test_commands_over_tls.py::"
-        "test_a_door_that_asks_for_a_certificate_is_shown_one",
+        "test_a_server_that_asks_for_a_certificate_is_shown_one",
     ),
     Bug(
         "the metric shows the certificate of the start",
@@ -208,19 +208,19 @@ BUGS = [
         LOGS + "test_what_cannot_be_shown_is_no_fault_of_who_tells",
     ),
     Bug(
-        "a key goes wherever a door points",
+        "a key goes wherever a server points",
         "client/endpoints.py",
         "HTTPSHandler(context=self.context), _Stay)",
         "HTTPSHandler(context=self.context))",
         "tests/component/test_commands_over_tls.py::"
-        "test_a_key_is_sent_to_nobody_but_the_door_that_was_named",
+        "test_a_key_is_sent_to_nobody_but_the_server_that_was_named",
     ),
     Bug(
-        "a name given to the doors' certificate takes the names of the machine itself away",
+        "a name given to the servers' certificate takes the names of the machine itself away",
         "transport/certificates.py",
         "dict.fromkeys((*LOCAL_HOSTS, *hosts))",
         "dict.fromkeys(hosts or LOCAL_HOSTS)",
-        BANNER + "test_names_of_the_door_are_added_to_those_of_the_machine_itself",
+        BANNER + "test_names_of_the_server_are_added_to_those_of_the_machine_itself",
     ),
     Bug(
         "a certificate for another name is told as an unknown authority",
@@ -307,7 +307,7 @@ BUGS = [
         SLOW + "test_a_whole_answer_that_nobody_reads_is_one_request",
     ),
     Bug(
-        "the gRPC door cuts a slow reader and says that it left",
+        "the gRPC server cuts a slow reader and says that it left",
         "router/grpc/server.py",
         "                await group.close(error)\n",
         "",

@@ -132,6 +132,20 @@ BUGS = [
         ROUTERS + "test_a_named_request_is_charged_once_however_often_and_wherever_it_runs",
     ),
     Bug(
+        "a name that a client gives buys any prompts for the price of one",
+        "router/charging.py",
+        'return f"{request_id}:{content.hexdigest()}"',
+        "return request_id",
+        CHARGING + "test_another_request_under_the_same_name_is_charged_by_itself",
+    ),
+    Bug(
+        "a named request is free for a minute once it was charged",
+        "router/quotas/ledger.py",
+        "if last is None or last.number % RUNS_PER_CHARGE == 0:",
+        "if last is None:",
+        ROUTERS + "test_one_charge_pays_for_some_runs_and_not_for_a_minute_of_them",
+    ),
+    Bug(
         "a router without the store grants without end",
         "router/quotas/rules.py",
         "    if used == NOTHING or fits(used, amount, share):\n",
@@ -158,6 +172,35 @@ BUGS = [
         "GRACE_MS = 2_500",
         "GRACE_MS = 0",
         FAULTS + "test_an_emptied_store_forgets_nothing_that_a_router_knew",
+    ),
+    Bug(
+        "a router that finds a new router's epoch grants by what it knows",
+        "router/quotas/shared_clock.py",
+        "self.lost_ms = self.now_ms() if is_lost else max(self.lost_ms, value.lost_ms)",
+        "self.lost_ms = max(self.lost_ms, value.lost_ms)",
+        FAULTS + "test_no_router_grants_by_what_it_knows_if_a_new_one_was_first_at_an_emptied"
+        "_store",
+    ),
+    Bug(
+        "a refund looks for its charge where it was before the clock moved",
+        "router/quotas/account.py",
+        "ledger.refund(charge.second + self._clock.moved_s, amount)",
+        "ledger.refund(charge.second, amount)",
+        ROUTERS + "test_what_is_refunded_moves_with_what_was_charged",
+    ),
+    Bug(
+        "what was being written while the clock moved counts in two seconds",
+        "router/quotas/account.py",
+        "        draft.shift(self._clock.moved_s - moved_s)\n",
+        "",
+        FAULTS + "test_a_charge_counts_once_if_its_call_finds_another_clock_in_an_emptied_store",
+    ),
+    Bug(
+        "a client is told when its request fits into the limit, and not into the share",
+        "router/quotas/rules.py",
+        "        retry_after_s = max(retry_after_s, over_share.retry_after_s)\n",
+        "        pass\n",
+        RULES + "test_a_client_is_told_when_its_request_fits_into_limit_and_share",
     ),
     Bug(
         "what an emptied store lacks is not written again",

@@ -63,7 +63,7 @@ BUGS: list[Bug] = [
         CONFIG + "test_a_wrong_value_is_told_of_in_plain_words",
     ),
     Bug(
-        "check-config passes two doors on one port",
+        "check-config passes two servers on one port",
         "core/config/tree.py",
         "if self.router.http_port and self.router.http_port == self.router.grpc_port:",
         "if False:",
@@ -105,7 +105,7 @@ BUGS: list[Bug] = [
         CONFIG + "test_a_key_that_stands_twice_in_a_file_is_refused",
     ),
     Bug(
-        "check-config passes a door key of another certificate",
+        "check-config passes a door_key of another certificate",
         "cli/main.py",
         "    if resolved.security.door_certificate:\n",
         "    if False:\n",

@@ -14,7 +14,7 @@ BUGS = [
     Bug(
         "a full router reads a body before it refuses it",
         "router/http/app.py",
-        "    app.add_middleware(EarlyRefusal, check_open=service.check_open)\n",
+        "    app.add_middleware(EarlyRefusal, arrive=service.arrive)\n",
         "",
         EARLY + "test_a_full_router_refuses_before_it_reads_a_long_body",
     ),
@@ -119,8 +119,8 @@ BUGS = [
     Bug(
         "who will wait in vain is told so after the wait",
         "router/admission.py",
-        "        return self._shedding.too_late(tier, self._ahead_of(tier, tenant))\n",
-        "        return None\n",
+        "self._shedding.too_late(tier, ahead) if has_place else",
+        "None if has_place else",
         PREDICTED + "test_over_http_it_is_a_503_that_says_when",
     ),
     Bug(

@@ -7,6 +7,7 @@ SERVERS = "tests/component/test_tiers.py::"
 
 QUEUES = "tests/unit/router/test_tier_queues.py::"
 ADMISSION = "tests/unit/router/test_admission.py::"
+ARRIVALS = "tests/unit/router/test_admission_arrivals.py::"
 ENGINE = "tests/unit/engine/scheduling/test_scheduler_tiers.py::"
 CLUSTER = "tests/simulation/test_tier_rules.py::"
 TENANTS = "tests/unit/router/test_fair_queue.py::"
@@ -148,5 +149,72 @@ BUGS = [
         "self.announced.num_before(first) >= MAX_UNANSWERED",
         "len(self.announced) >= MAX_UNANSWERED",
         ENGINE + "test_unanswered_announcements_of_a_lower_tier_hold_up_no_higher_one",
+    ),
+    Bug(
+        "whoever is still being made is not counted",
+        "router/service.py",
+        "with self._arriving(all_params[0]):",
+        "if True:",
+        "tests/component/test_early_refusals.py"
+        "::test_a_burst_is_refused_while_those_before_it_are_still_tokenized",
+    ),
+    Bug(
+        "a failed arrival keeps its place",
+        "router/http/early_refusal.py",
+        "        finally:\n            arrived()\n",
+        "        finally:\n            pass\n",
+        "tests/component/test_early_refusals.py"
+        "::test_who_fails_or_leaves_on_the_way_leaves_its_place",
+    ),
+    Bug(
+        "half-sent bodies keep everybody out",
+        "router/admission.py",
+        "first.joined_at < now_s - MAX_ARRIVAL_S",
+        "first.joined_at < now_s - 60.0",
+        ARRIVALS + "test_who_takes_long_to_arrive_is_not_waited_for",
+    ),
+    Bug(
+        "a request arrives twice, by its head and by its body",
+        "router/service.py",
+        "        calls.arrived()\n",
+        "",
+        "tests/component/test_early_refusals.py"
+        "::test_who_fails_or_leaves_on_the_way_leaves_its_place",
+    ),
+    Bug(
+        "arrivals have as many places as the queue alone",
+        "router/admission.py",
+        "            max_running + max_queued,\n",
+        "            max_queued,\n",
+        ARRIVALS + "test_as_many_arrive_as_could_run_or_wait",
+    ),
+    Bug(
+        "a tier that may not wait may not arrive",
+        "router/admission.py",
+        "tier.model_copy(update=NO_QUEUE_LIMITS)",
+        "tier",
+        ARRIVALS + "test_who_may_not_wait_may_arrive_while_permits_are_free",
+    ),
+    Bug(
+        "nobody waits for those who arrive",
+        "router/admission.py",
+        "queued.num_requests + arriving.num_requests,",
+        "queued.num_requests,",
+        ARRIVALS + "test_a_newcomer_waits_for_those_who_arrive_before_it",
+    ),
+    Bug(
+        "permits of those who arrive count as free",
+        "router/admission.py",
+        "self._may_run_now(tier, arriving.num_own + 1)",
+        "self._may_run_now(tier, 1)",
+        ARRIVALS + "test_those_who_arrive_take_of_their_tiers_share",
+    ),
+    Bug(
+        "arrivals of other tiers take no permits",
+        "router/admission.py",
+        "            and self.num_running + arriving.num_requests < self._max_running\n",
+        "",
+        ARRIVALS
+        + "test_a_higher_tiers_arrivals_leave_no_permit_to_a_lower_one_that_has_its_share_left",
     ),
 ]

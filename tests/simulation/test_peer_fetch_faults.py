@@ -328,9 +328,8 @@ def test_a_transfer_has_one_id_whatever_it_carries(is_first):
             if is_first:
                 worker.attempts.offer_prefix(offer)
             inner(router_id, message)
-            if not is_first:
-                with pytest.raises(InvalidRequest, match="transfer_id.* is here already"):
-                    worker.attempts.offer_prefix(offer)
+            with pytest.raises(InvalidRequest, match="transfer_id.* is here already"):
+                worker.attempts.offer_prefix(offer)
 
         worker.attempts.submit = submit
         _, ended = await ask(cluster, "second", TAIL)

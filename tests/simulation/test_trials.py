@@ -33,7 +33,7 @@ REFUSED = ("QueueFull", "QueueTimeout", "TooLate")
 """How requests end for which there is no room."""
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1500)
 def test_no_invariant_is_violated_in_500_seeds_and_every_fault_and_transition_is_met():
     summary = Summary(0)
     asyncio.run(search(summary, SEEDS, os.cpu_count()))
@@ -188,6 +188,7 @@ def test_a_seed_replays_in_another_process_with_another_hash_seed():
 
 
 @pytest.mark.sampled(3)
+@pytest.mark.timeout(600)
 def test_a_planted_bug_is_found_and_shrunk_to_a_line_that_shows_it_again(monkeypatch):
     """After a reconnect the worker forgets to send again what was lost with the stream."""
     monkeypatch.setattr(Attempt, "rewind", lambda self, wanted: None)
@@ -226,6 +227,29 @@ def test_a_wait_without_a_wake_up_is_a_deadlock_not_a_hang():
 
     with pytest.raises(Deadlock):
         run_virtual(forever())
+
+
+@pytest.mark.parametrize("as_task", [True, False])
+def test_a_tests_time_limit_ends_a_run_and_is_nobodys_crash(as_task):
+    """pytest-timeout's exception went into a worker's task, as if that had crashed; all went on."""
+
+    class TimeLimit(BaseException):
+        pass
+
+    def expire():
+        raise TimeLimit
+
+    async def step():
+        expire()
+
+    async def main():
+        loop = asyncio.get_running_loop()
+        unawaited = asyncio.create_task(step()) if as_task else loop.call_soon(expire)
+        await asyncio.sleep(60)
+        return unawaited
+
+    with pytest.raises(TimeLimit):
+        run_virtual(main())
 
 
 # --- lint: what would make a run depend on anything but its seed ----------------------------------

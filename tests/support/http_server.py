@@ -1,4 +1,4 @@
-"""An HTTP door alone, on a real socket: our listener and protocol before a small application."""
+"""An HTTP server alone, on a real socket: our listener and protocol before a small application."""
 
 import asyncio
 import contextlib
@@ -29,7 +29,7 @@ class SmallApp:
                 size += len(message.get("body", b""))
             body = str(size).encode()
         elif scope["path"] == "/hold":
-            await receive()  # as every door of ours does: otherwise nobody hears the client go
+            await receive()  # as every server of ours does: otherwise nobody hears the client go
             await self.let_go.wait()
         elif scope["path"] == "/big":
             body = b"x" * (16 << 20)
@@ -40,7 +40,7 @@ class SmallApp:
 
 
 class HttpFixture:
-    """`async with HttpFixture(limit=8) as door:`"""
+    """`async with HttpFixture(limit=8) as server:`"""
 
     def __init__(
         self,

@@ -115,7 +115,7 @@ class RouterServers:
             self.app, client=(address, 4000), raise_app_exceptions=False
         )
         headers = {"authorization": f"Bearer {self.keys[name]}"} if name else {}
-        return httpx.AsyncClient(transport=transport, base_url="http://door", headers=headers)
+        return httpx.AsyncClient(transport=transport, base_url="http://router", headers=headers)
 
     def call(self, method, message, name=None, answers=None, **metadata):
         """A gRPC call with a key; streams are read to their end by the caller."""

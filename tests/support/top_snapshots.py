@@ -78,8 +78,8 @@ baton_ttft_seconds_sum{{tier="interactive"}} 1.5
 """
 
 
-def snapshot(at_s, text):
-    return Snapshot(at_s, READINESS, WORKERS, TIERS, LINKS, totals_of(text))
+def snapshot(at_s, text, router="router-1"):
+    return Snapshot(at_s, router, READINESS, WORKERS, TIERS, LINKS, totals_of(text))
 
 
 FIRST = snapshot(100.0, exposition(10, 4, 1, 500, 200, 1_000_000, 3))

@@ -1,4 +1,4 @@
-"""What the commands use to reach the gRPC door,
+"""What the commands use to reach the gRPC server,
 and what they say of a model before anything starts."""
 
 import asyncio

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from cli.explain import TRIES_PER_ROUTER
 from cli.main import app
+from cli.routers import MAX_ROUTERS, TRIES_PER_ROUTER
 from client.endpoints import Endpoints
 from core.errors import ConfigError
 
@@ -103,6 +103,44 @@ def test_when_each_has_been_asked_the_routers_own_words_are_the_error(
     assert asked == num_asked
     assert isinstance(run.exception, ConfigError)
     assert run.exception.message == UNKNOWN["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("claimed", "num_asked"),
+    [
+        ("two", 1),
+        ("-3", 1),
+        ("0", 1),
+        ("1e3", 1),
+        ("9" * 5000, 1),
+        ("9999", TRIES_PER_ROUTER * MAX_ROUTERS),
+    ],
+)
+def test_a_server_that_lies_about_the_number_of_routers_neither_breaks_nor_binds_it(
+    monkeypatch, claimed, num_asked
+):
+    answers = (of_router("router-1", UNKNOWN, claimed) for _ in itertools.count())
+    run, asked = explain(monkeypatch, answers)
+    assert isinstance(run.exception, ConfigError) and asked == num_asked
+
+
+def test_a_name_is_shown_as_it_is_and_is_no_markup(monkeypatch):
+    name = "[/x] [red]:key:"
+    tree = FOUND | {
+        "candidates": [
+            {
+                "path": "pd",
+                "worker": name,
+                "source": "",
+                **dict.fromkeys(("cached_tokens", "uncached_tokens", "queued_tokens"), 1),
+                "fetched_tokens": 0,
+                **dict.fromkeys(("fetch_ms", "prefill_ms", "transfer_ms", "decode_ms"), 1.0),
+                **dict.fromkeys(("total_ms", "weighed_ms"), 4.0),
+            }
+        ]
+    }
+    run, _ = explain(monkeypatch, iter([of_router("r", tree)]))
+    assert run.exit_code == 0 and name in run.output
 
 
 def test_a_person_reads_what_it_took_who_tried_and_what_was_charged(monkeypatch):

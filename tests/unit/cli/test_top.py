@@ -1,13 +1,15 @@
 """`baton top` as it is drawn, and how it goes on and ends."""
 
+import itertools
 import json
+from dataclasses import replace
 
 import pytest
-from rich.console import Console
-from support.top_snapshots import FIRST, SECOND
+from support.top_snapshots import FIRST, READINESS, SECOND
 from typer.testing import CliRunner
 
 from cli import top
+from cli.console import plain_console
 from cli.main import app
 from cli.top_figures import Window
 from core.errors import ConfigError
@@ -17,7 +19,8 @@ def drawn(*snapshots, **more):
     window = Window()
     for one in snapshots:
         window.add(one)
-    console = Console(width=160)
+    console = plain_console()
+    console.width = 160
     with console.capture() as captured:
         console.print(top.draw({**window.figures(), **more}))
     return captured.get()
@@ -31,8 +34,8 @@ def row(text, name):
 def test_it_shows_the_state_and_the_rates_first():
     lines = drawn(FIRST, SECOND).splitlines()
     assert lines[0].strip() == (
-        "m: degraded; store ok; in the last 10 s 4.0 requests/s, 100.0 prompt and 80.0 output "
-        "tokens/s, 3.0 MB/s of KV"
+        "m at router-1: degraded; store ok; in the last 10 s 4.0 requests/s, 100.0 prompt and 80.0 "
+        "output tokens/s, 3.0 MB/s of KV"
     )
     assert lines[1].strip() == "pool_short: 1 of 2 decode workers are ready"
 
@@ -55,6 +58,12 @@ def test_what_cannot_be_told_yet_is_a_dash():
     assert row(text, "interactive") == "2 0 0 - - -".split()
 
 
+def test_a_name_is_shown_as_it_is_and_is_no_markup():
+    name = "[/x][red]:key:"
+    odd = {**FIRST.replicas[0], "worker_id": name}
+    assert name in drawn(replace(FIRST, replicas=[odd], tiers={}))
+
+
 def test_it_says_when_the_router_has_stopped_answering():
     assert "  not up to date: nobody there" in drawn(FIRST, SECOND, error="nobody there")
 
@@ -64,7 +73,7 @@ def looks(monkeypatch):
     """What the router says at each look; an exception is raised."""
     said = []
 
-    def read(url, access):
+    def read(url, access, router=""):
         one = said.pop(0)
         if isinstance(one, BaseException):
             raise one
@@ -106,6 +115,44 @@ def test_a_router_that_restarts_is_asked_again_and_one_that_never_answers_is_an_
     looks += [ConfigError("nobody there")]
     with pytest.raises(ConfigError):
         run(is_once=False)
+
+
+class Routers:
+    """Several behind one address, which answer in turn."""
+
+    def __init__(self, *names):
+        self.names = names
+        self._turns = itertools.count()
+
+    def _headers(self):
+        name = self.names[next(self._turns) % len(self.names)]
+        return {"x-baton-router": name, "x-baton-num-routers": str(len(self.names))}
+
+    def get_text(self, url, path):
+        headers = self._headers()
+        count = 1 + self.names.index(headers["x-baton-router"])
+        return f'baton_requests_total{{outcome="finished"}} {count}\n', headers
+
+    def get_with_headers(self, url, path):
+        headers = self._headers()
+        return {"tiers": {"batch": {"running": headers["x-baton-router"]}}}, headers
+
+    def get(self, url, path):
+        return READINESS
+
+    def get_field(self, url, path, name):
+        return []
+
+
+def test_one_router_is_watched_of_those_behind_an_address_and_another_once_it_is_gone():
+    routers = Routers("a", "b", "c")
+    for wanted, shown in (("", "a"), ("b", "b"), ("b", "b"), ("c", "c")):
+        found = top.read_snapshot("u", routers, wanted)
+        assert found.router == shown
+        assert found.tiers["batch"]["running"] == shown
+        assert set(found.totals.values()) == {1 + "abc".index(shown)}
+    routers.names = ("d",)
+    assert top.read_snapshot("u", routers, "c").router == "d"
 
 
 def test_ctrl_c_is_no_error_of_the_command(looks):

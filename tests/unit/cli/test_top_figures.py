@@ -61,6 +61,13 @@ def test_a_router_that_restarts_begins_a_new_window():
     assert figures(FIRST, SECOND, RESTARTED, later)["requests_per_s"] == 12.0
 
 
+def test_another_router_begins_a_new_window_however_much_it_has_counted():
+    """Routers behind one address answer in turn: what one has counted is no growth of another."""
+    other = replace(SECOND, router="router-2")
+    found = figures(FIRST, other)
+    assert (found["router"], found["requests_per_s"]) == ("router-2", None)
+
+
 def test_the_window_is_the_last_minute():
     idle = [replace(SECOND, at_s=SECOND.at_s + n) for n in range(1, int(WINDOW_S) + 1)]
     assert figures(FIRST, SECOND, *idle[:-1])["requests_per_s"] > 0

@@ -89,7 +89,7 @@ def test_a_status_without_details_is_the_error_of_that_status(address):
         assert type(caught(address, status)) is kind, status
 
 
-def test_nobody_at_the_door_is_unavailable():
+def test_nobody_at_the_address_is_unavailable():
     error = caught("127.0.0.1:1", "hello")
     assert type(error) is errors.Unavailable and error.retry_after_s > 0
 

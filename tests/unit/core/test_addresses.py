@@ -20,7 +20,7 @@ from core.errors import ConfigError
         ("::", "[::]:9000", socket.AF_INET6, False),
         ("2001:db8::7", "[2001:db8::7]:9000", socket.AF_INET6, False),
         ("0.0.0.0", "0.0.0.0:9000", socket.AF_INET, False),
-        ("door.example", "door.example:9000", socket.AF_INET, False),
+        ("host.example", "host.example:9000", socket.AF_INET, False),
     ],
 )
 def test_a_host_is_joined_bound_and_judged(host, address, family, is_here):

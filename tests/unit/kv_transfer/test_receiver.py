@@ -65,6 +65,23 @@ def test_a_commit_over_other_parts_than_came_is_refused():
     assert isinstance(error, ChecksumMismatch) and "over all fragments" in error.message
 
 
+@pytest.mark.parametrize("num_entries", [0, 5])
+def test_a_commit_over_fewer_parts_than_the_reservation_needs_is_refused(num_entries):
+    """All parts are here; whoever counts fewer of them may not know the last."""
+
+    async def scenario(world):
+        source = await fetched(world)
+        await reserved(world, source)
+        for layer in range(2):
+            await source.frame(0, source.entries(layer))
+        checksum = frames.combined_checksum(source.checksums)
+        await source.say(frames.Commit(0, num_entries, checksum, FIRST, frozenset()))
+        await settle()
+
+    message = f"6 fragments are here and the commit counts {num_entries}, the reservation needs 6"
+    assert failure(scenario).message == message
+
+
 def test_a_restart_forgets_what_came_before_it():
     async def scenario(world):
         source = await fetched(world)
@@ -181,6 +198,18 @@ def test_a_frame_has_as_many_bytes_as_its_parts(num_bytes):
         assert not any(any(world.kv.view(0, block, 0)) for block in range(4))
 
     assert failure(scenario).message == f"a frame has {num_bytes} bytes for 3 fragments"
+
+
+def test_a_frame_without_bytes_needs_a_pool_that_is_mapped():
+    async def scenario(world):
+        source = await fetched(world)
+        await reserved(world, source)
+        await source.stream.send(codec.encode_frame(source.number, 0, source.entries(0), None))
+        await settle()
+        assert not any(any(world.kv.view(0, block, 0)) for block in range(4))
+
+    message = "a frame of 3 fragments names blocks of no pool that is mapped here"
+    assert failure(scenario).message == message
 
 
 def test_a_message_of_the_other_end_is_refused():

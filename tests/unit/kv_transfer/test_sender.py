@@ -135,6 +135,42 @@ def test_an_ack_that_crosses_with_the_end_is_not_reported():
     assert host.names() == ["reserved", "drained"]
 
 
+def test_no_block_is_read_any_more_once_everything_has_arrived():
+    """Blocks are free again with the acknowledgement, not only when the stream has ended."""
+
+    async def scenario(world):
+        talk = await partnered(world)
+        sender = world.agent._streams[TRANSFER].sender
+        for layer in range(2):
+            world.agent.publish(TRANSFER, 0, blocks_of(layer))
+        sender.receive(frames.Ack(), 0.0)
+        found = sender.is_closed, sender.has_fragments
+        await finished(world, talk)
+        return found
+
+    host = SendCallbacks()
+    assert run(scenario, host) == (True, False)
+    assert host.names()[:3] == ["reserved", "sent", "drained"]
+
+
+def test_a_handshake_that_failed_closes_the_transfer_and_says_only_why():
+    async def scenario(world):
+        world.agent.offer(offer_of(world))
+        await opened(world)
+        world.agent.start(TRANSFER, NUM_TOKENS)
+        sender = world.agent._streams[TRANSFER].sender
+        sender.refuse(LayoutMismatch("other blocks"))
+        found = sender.is_closed, [type(m).__name__ for m in sender._control]
+        await settle()
+        world.agent.end_send(TRANSFER, None)
+        return found
+
+    host = SendCallbacks()
+    is_closed, queued = run(scenario, host)
+    assert is_closed and queued == ["Failed"]
+    assert host.names()[:2] == ["lost", "drained"]
+
+
 def test_parts_are_sent_again_so_often_and_no_more():
     async def scenario(world):
         talk = await partnered(world)
@@ -227,7 +263,7 @@ def test_a_pool_that_was_replaced_since_the_offer_is_not_served():
 
     host = SendCallbacks()
     assert run(scenario, host) == "KVTransferError"
-    assert host.names() == ["lost", "drained"]
+    assert host.names()[:2] == ["lost", "drained"]
 
 
 def test_no_frame_is_built_from_a_replaced_pool():

@@ -283,6 +283,15 @@ async def test_what_was_held_of_decode_proves_that_it_has_the_kv(new_attempt):
     assert not attempt.finished.done()
 
 
+@pytest.mark.parametrize("order", [(3.0, 5.0), (5.0, 3.0)])
+async def test_the_longest_decoding_that_was_reported_counts(new_attempt, order):
+    """Each report holds all time since the attempt's first token."""
+    attempt, _ = new_attempt()
+    for decode_s in order:
+        attempt.run.note_timings(WorkerTiming(decode_s=decode_s))
+    assert attempt.run.timings.decode_s == 5.0
+
+
 TIMES = WorkerTiming(queue_s=1.0, prefill_s=2.0, fetch=FetchReport("fetched", 16, 0.5))
 
 

@@ -1,6 +1,7 @@
 """What a reply costs: the most that may come of it, and in the end what came."""
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 from support.quotas import Routers
@@ -17,7 +18,8 @@ from core.errors import (
 from core.ids import RequestId
 from core.types import GenerateRequest, RequestEnded, RequestTiming, SamplingParams, Usage
 from router.access.identities import Identity
-from router.charging import HEADERS, Charging, ReplyCost, duration, used_tokens
+from router.charging import Charging, ReplyCost, used_tokens
+from router.quota_headers import HEADERS
 from router.quotas.ledger import NOTHING, Amount
 from router.request_params import RequestParams
 from router.tiers import Tiers
@@ -170,9 +172,21 @@ async def test_a_stream_that_is_resumed_by_the_id_it_was_given_is_charged_once(q
     assert tokens_left(it) == 780, "without an id that its client learns, it is another one"
 
 
-def test_durations_are_written_as_openai_does_and_never_too_short():
-    shown = [duration(s) for s in (0, 0.0201, 0.5, 1, 1.5, 59.9999, 60, 61.25, 360)]
-    assert shown == ["0s", "21ms", "500ms", "1s", "1.5s", "1m0s", "1m0s", "1m1.25s", "6m0s"]
+@with_one_router
+async def test_another_request_under_the_same_name_is_charged_by_itself(quotas):
+    """A key would buy a minute of any prompts for the price of one."""
+    it = charging(quotas, tokens_per_minute=1000)
+    first = made()
+    others = (
+        replace(first, token_ids=(1,) * 9 + (2,)),
+        replace(first, sampling=replace(first.sampling, temperature=0.5)),
+        replace(first, seed=1),
+    )
+    for number, request in enumerate((first, *others), start=1):
+        await it.charge([params("x", max_tokens=100)], [request])
+        assert tokens_left(it) == 1000 - 110 * number
+    await it.charge([params("x", max_tokens=100)], [replace(first, deadline_at=5.0)])
+    assert tokens_left(it) == 1000 - 440
 
 
 def test_nothing_runs_behind_if_no_tier_has_a_limit():

@@ -11,7 +11,7 @@ from core.session import Load, Role, WorkerDescriptor
 from core.types import GenerateRequest, Path, SamplingParams
 from router.candidate import Candidate
 from router.cost import MAX_PREFERENCE_TOKENS, PREFERENCE, WORK_WEIGHT, Prediction
-from router.observe.explanations import why_of
+from router.observe.why import why_of
 from router.placement import MAX_SHOWN, PlacementConstraints, choose
 from router.workers.load import WorkerLoad
 

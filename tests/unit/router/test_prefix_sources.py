@@ -11,7 +11,7 @@ from core.types import GenerateRequest, SamplingParams
 from router import prefix_sources
 from router.candidate import Candidate
 from router.cost import FETCH_WEIGHT, MAX_FETCH_WAIT_S
-from router.observe.explanations import why_of
+from router.observe.why import why_of
 from router.placement import PlacementConstraints, choose
 from router.prefix_sources import (
     DEFAULT_TOKENS_PER_S,

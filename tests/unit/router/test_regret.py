@@ -5,7 +5,7 @@ import pytest
 from core.session import Role, WorkerDescriptor
 from core.types import Path
 from router.cost import Cost
-from router.observe.explanations import why_of
+from router.observe.why import why_of
 from router.placement import Placement
 from router.regret import MeasuredCost, regret_of
 

@@ -219,6 +219,14 @@ def test_a_router_that_lacks_what_came_before_this_attempt_hears_of_it_from_its_
     assert (delta.position, delta.token_ids) == (5, (5, 6))
 
 
+def test_a_position_that_comes_again_stands_once_also_behind_a_base():
+    """A choice that goes on where another attempt was has no token before its base."""
+    one = attempt("r", num_tokens=0)
+    for position in (5, 5, 6, 5, 6):
+        log = one.append(0, position, Logprob(position, -2.5))
+    assert [token.token_id for token in log.tokens] == [5, 6]
+
+
 def test_a_choice_that_the_client_no_longer_waits_for_is_not_told_of():
     one = attempt("r", n=2, num_tokens=3)
     one.finished_choices.add(0)

@@ -233,7 +233,7 @@ def test_an_open_address_needs_keys():
         load_config(flags={"security.door_certificate": "x"}, environment={})
 
 
-@pytest.mark.parametrize("host", ["0.0.0.0", "10.1.2.3", "door.example"])
+@pytest.mark.parametrize("host", ["0.0.0.0", "10.1.2.3", "host.example"])
 def test_keys_that_cross_a_network_in_the_clear_are_warned_of_by_name(ring, capsys, host):
     flags = {"router.host": host, "security.api_keys": str(ring.file)}
     check_access(load_config(flags=flags, environment={}))

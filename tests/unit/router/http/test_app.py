@@ -78,7 +78,7 @@ class Service:
     def uptime_s(self):
         return 0.0
 
-    def check_open(self, identity):
+    def arrive(self, identity):
         pass
 
     async def make_requests(self, wishes):

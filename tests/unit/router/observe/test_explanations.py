@@ -11,7 +11,8 @@ from core.timeline import Timeline
 from core.types import GenerateRequest, RequestEnded, RequestTiming, SamplingParams, Usage
 from router.candidate import Candidate
 from router.charging import ReplyCost
-from router.observe.explanations import Explanations, why_of
+from router.observe.explanations import Explanations
+from router.observe.why import why_of
 from router.placement import PlacementConstraints, choose
 from router.quotas.ledger import Amount
 from router.request_state import RequestState

@@ -6,7 +6,7 @@ import pytest
 
 from core import metrics
 from core.config import TierConfig
-from core.errors import Cancelled, TooLate
+from core.errors import Cancelled, DuplicateRequest, InternalError, TooLate
 from core.prefix_changes import StorageTier
 from core.timeline import Timeline
 from core.types import RequestEnded, RequestTiming, Usage
@@ -74,6 +74,17 @@ def test_tokens_latencies_and_the_slo_are_counted_by_tier():
         assert line(telemetry, 'baton_prefix_hit_tokens_total{tier="batch"}') == 2
         assert line(telemetry, 'baton_ttft_seconds_sum{tier="batch"}') == 50
         assert line(telemetry, 'baton_itl_seconds_count{tier="gold"}') == 4
+    finally:
+        telemetry.close()
+
+
+def test_a_request_that_a_fault_kept_from_running_misses_the_slo_and_a_duplicate_does_not():
+    telemetry = Telemetry({}, {"gold": TierConfig()})
+    try:
+        for error in (InternalError("a bug"), DuplicateRequest("runs already")):
+            telemetry.request_refused("gold", error, "http")
+        assert line(telemetry, f'{SLO}{{result="missed",tier="gold"}}') == 1
+        assert line(telemetry, f'{SLO}{{result="met",tier="gold"}}') == 0
     finally:
         telemetry.close()
 

@@ -44,6 +44,19 @@ def test_blocks_are_used_cached_or_free_and_queues_have_their_lengths():
     assert shown([BUSY], metrics.WORKER_PREEMPTIONS) == {("a",): 9}
 
 
+def test_preemptions_only_grow_over_sessions_and_starts_of_a_worker():
+    views = [BUSY]
+    read = worker_gauges(lambda: views)[metrics.WORKER_PREEMPTIONS]
+    assert read() == {("a",): 9}
+    views[:] = [replace(BUSY, load=Load())]
+    assert read() == {("a",): 9}, "a new session has no report yet"
+    views[:] = [replace(BUSY, load=Load(num_preemptions=10))]
+    assert read() == {("a",): 10}
+    reborn = replace(BUSY.descriptor, incarnation=2)
+    views[:] = [replace(BUSY, descriptor=reborn, load=Load(num_preemptions=3))]
+    assert read() == {("a",): 13}
+
+
 def test_beyond_a_number_of_workers_the_others_are_summed_up(monkeypatch):
     monkeypatch.setattr(module, "MAX_WORKERS", 2)
     views = [view(name, waiting_tokens=n) for n, name in enumerate("dbcae", 1)]

@@ -18,7 +18,7 @@ from support.quotas import (
 
 from core.clocks import LoopClock
 from core.errors import InvalidRequest
-from router.quotas.ledger import Amount
+from router.quotas.ledger import RUNS_PER_CHARGE, Amount
 from simulation.loop import run_virtual
 from simulation.quota_store import MemoryQuotaStore
 
@@ -255,6 +255,23 @@ async def test_what_was_granted_before_the_store_was_seen_moves_to_its_clock():
         assert await take(late, 1000)
 
 
+@virtual
+async def test_what_is_refunded_moves_with_what_was_charged():
+    store = MemoryQuotaStore()
+    async with Routers(2, store, clocks=[Shifted(5000.0), Shifted(70.0)]) as routers:
+        late = routers.new("late", Shifted(123.0))
+        late.is_local = True
+        unfinished = await take(late, 400)
+        routers.start(late)
+        await asyncio.sleep(0.3)
+        late.settle(KEY, unfinished, Amount(1, 100))
+        assert left(late) <= 500, "only a share, so soon after"
+        await asyncio.sleep(GRACE_S)
+        assert left(late) == 900
+        assert not await take(routers[0], 901)
+        assert await take(routers[0], 900)
+
+
 # --- requests that are repeated -------------------------------------------------------------------
 
 
@@ -311,3 +328,16 @@ async def test_a_named_request_that_never_ran_is_charged_when_it_comes_again():
         assert left(one) == 1000
         assert await take(two, 800, "x")
         assert left(two) == 200
+
+
+@virtual
+async def test_one_charge_pays_for_some_runs_and_not_for_a_minute_of_them():
+    async with Routers(2) as routers:
+        for _ in range(2):
+            for number in range(RUNS_PER_CHARGE):
+                charge = await take(routers[number % 2], 500, "x")
+                routers[number % 2].settle(KEY, charge, Amount(1, 400))
+                await asyncio.sleep(0.2)
+        assert not await take(routers[0], 201, "y")
+        assert await take(routers[1], 200, "y")
+        assert not await take(routers[0], 400, "x"), "the next charge would be over the limit"

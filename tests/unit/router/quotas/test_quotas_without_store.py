@@ -5,6 +5,7 @@ import logging
 
 from support.quotas import (
     GRACE_S,
+    KEY,
     PERIOD_S,
     Routers,
     Shifted,
@@ -15,6 +16,7 @@ from support.quotas import (
 )
 
 from core.clocks import LoopClock
+from router.quotas.ledger import Amount
 from router.quotas.quotas import CALL_TIMEOUT_S
 from simulation.loop import run_virtual
 from simulation.quota_store import MemoryQuotaStore
@@ -240,6 +242,39 @@ async def test_who_meets_others_that_began_anew_and_count_from_elsewhere_frees_n
             assert await take(one, 200), ahead_s
             await asyncio.sleep(64)
             assert await take(fresh, 1000), ahead_s
+
+
+@virtual
+async def test_a_charge_counts_once_if_its_call_finds_another_clock_in_an_emptied_store():
+    async with Routers(2) as routers:
+        one, two = routers
+        unfinished = await take(one, 500)
+        routers.store.empty()
+        fresh = routers.new("fresh", Shifted(5.0))
+        routers.start(fresh)
+        await asyncio.sleep(0.01)
+        before = one._clock.moved_s
+        assert not await take(one, 100), "no more than a share, so soon after"
+        assert one._clock.moved_s == before + 5
+        one.settle(KEY, unfinished, Amount(1, 300))
+        await asyncio.sleep(PERIOD_S + GRACE_S + 0.5)
+        assert not await take(two, 701)
+        assert await take(two, 700)
+
+
+@virtual
+async def test_no_router_grants_by_what_it_knows_if_a_new_one_was_first_at_an_emptied_store():
+    async with Routers(3) as routers:
+        for quotas in routers:
+            assert await take(quotas, 300)
+        routers.store.empty()
+        fresh = routers.new("fresh")
+        routers.start(fresh)
+        await asyncio.sleep(0.01)
+        assert fresh._clock.is_shared
+        for quotas in routers:
+            assert not await take(quotas, 200)
+        assert await take(routers[0], 30)
 
 
 @virtual

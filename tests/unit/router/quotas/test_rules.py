@@ -40,6 +40,20 @@ def test_a_share_ends_when_routers_can_compare_again():
     assert error.retry_after_s == 1.5 and error.message.endswith("try again in 2 s")
 
 
+def test_a_client_is_told_when_its_request_fits_into_limit_and_share():
+    """Into the limit at 71, when a second has left the window, into the share at 91."""
+    ledger = ledger_with(100)
+    ledger.charge(30, Amount(1, 400))
+    other = Ledger("b")
+    other.charge(10, Amount(1, 500))
+    ledger.merge(other.slots, {})
+    error = refusal(ledger, Amount(1, 200), LIMITS, SHARE_ONLY, 31_000)
+    assert "used 1000 tokens" in error.message
+    assert error.retry_after_s == 91 - 31 and error.message.endswith("try again in 60 s")
+    assert refusal(ledger, Amount(1, 200), LIMITS, SHARE_ONLY, 90_999) is not None
+    assert refusal(ledger, Amount(1, 200), LIMITS, SHARE_ONLY, 91_000) is None
+
+
 def test_what_no_share_holds_waits_until_all_of_it_is_free():
     ledger = ledger_with(1)
     ledger.charge(15, Amount(1, 1))

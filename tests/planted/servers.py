@@ -1,12 +1,12 @@
-"""Bugs of the doors: text told twice, values misread, requests mistaken for one another."""
+"""Bugs of the servers: text told twice, values misread, requests mistaken for one another."""
 
 from planted.bug import Bug
 
 DETOKENIZING = "tests/unit/router/text/test_detokenizing.py"
 LOGPROBS = "tests/unit/router/http/test_logprobs.py"
 MAKING = "tests/unit/router/test_request_builder.py"
-DOOR = "tests/unit/router/http/test_app.py"
-TRACES = f"{DOOR}::test_equal_trace_ids_are_different_requests_and_are_echoed_and_logged"
+APP = "tests/unit/router/http/test_app.py"
+TRACES = f"{APP}::test_equal_trace_ids_are_different_requests_and_are_echoed_and_logged"
 
 BUGS = [
     Bug("a piece of text is named without its space", "router/text/detokenizing.py",
@@ -101,13 +101,13 @@ BUGS = [
         "        app.head(path, response_model=None, include_in_schema=False, "
         "dependencies=rights)(reader)\n",
         "",
-        f"{DOOR}::test_what_may_be_read_may_be_asked_for_without_its_body"),
+        f"{APP}::test_what_may_be_read_may_be_asked_for_without_its_body"),
     Bug("pages of any origin may call", "router/http/app.py",
         "        allow_origins=origins,\n", '        allow_origins=("*",),\n',
-        f"{DOOR}::test_pages_of_others_are_not_let_in_and_nobodys_unless_configured"),
+        f"{APP}::test_pages_of_others_are_not_let_in_and_nobodys_unless_configured"),
     Bug("a preflight needs the key that it cannot carry", "router/http/app.py",
         "    if service.config.cors_origins:\n", "    if False:\n",
-        f"{DOOR}::test_a_preflight_is_answered_before_the_key_and_opens_nothing"),
+        f"{APP}::test_a_preflight_is_answered_before_the_key_and_opens_nothing"),
     Bug("clients of HTTP/1.0 get chunks", "router/http/server/close_delimited.py",
         "_unchunked(cycle, app) if is_old else app", "app",
         "tests/component/test_http_versions.py"

@@ -1,0 +1,173 @@
+"""Requests that are still being made: they will want permits, so newcomers are refused for them."""
+
+import asyncio
+from contextlib import ExitStack, contextmanager
+
+import pytest
+from support.admission import TIERS, in_tier, started, take
+
+from core.config import TierConfig
+from core.errors import Draining, QueueFull, TooLate
+from router.admission import MAX_ARRIVAL_S, Admission
+from router.expected_wait import MIN_INTERVALS
+from simulation.loop import run_virtual
+
+
+@contextmanager
+def arriving(admission, tier, tenant):
+    leave = admission.arrive(tier, tenant)
+    try:
+        yield
+    finally:
+        leave()
+
+
+async def test_as_many_arrive_as_could_run_or_wait():
+    admission = Admission(1, 2, 30.0)
+    with ExitStack() as places:
+        for _ in range(3):
+            places.enter_context(arriving(admission, "standard", "t"))
+        with pytest.raises(QueueFull, match=r"0 requests run and 0 wait, 3 arrive; .* 1 and 2"):
+            admission.check_open("standard", "t")
+        with (
+            pytest.raises(QueueFull, match="3 arrive"),
+            arriving(admission, "standard", "t"),
+        ):
+            pytest.fail("it has no place")
+        # Who has arrived gets what is free: those who still come are behind it.
+        await take(admission, in_tier("standard"))
+    admission.check_open("standard", "t")
+    assert admission.num_refused["standard"] == 2
+
+
+async def test_a_place_that_is_left_twice_is_left_once():
+    admission = Admission(2, 0, 30.0)
+    leave = admission.arrive("standard", "t")
+    leave()
+    with arriving(admission, "standard", "t"):
+        leave()
+        with arriving(admission, "standard", "t"), pytest.raises(QueueFull):
+            admission.check_open("standard", "t")
+
+
+def test_who_takes_long_to_arrive_is_not_waited_for():
+    async def main():
+        admission = Admission(1, 0, 30.0)
+        with arriving(admission, "standard", "t"):
+            await asyncio.sleep(MAX_ARRIVAL_S)
+            with pytest.raises(QueueFull):
+                admission.check_open("standard", "t")
+            await asyncio.sleep(0.1)
+            admission.check_open("standard", "t")
+
+    run_virtual(main())
+
+
+async def test_who_comes_for_another_tier_takes_no_place_that_its_own_does_not_have():
+    tiers = {"high": TierConfig(), "low": TierConfig(delay_s=60.0)}
+    admission = Admission(1, 0, 30.0, tiers=tiers)
+    with arriving(admission, "high", "a"):
+        with pytest.raises(QueueFull):
+            admission.arrive("low", "b", ["low", "high"])
+
+
+async def test_one_tenants_arrivals_do_not_keep_out_anothers():
+    admission = Admission(2, 2, 30.0)
+    with ExitStack() as places:
+        for _ in range(4):
+            places.enter_context(arriving(admission, "standard", "busy"))
+        for _ in range(2):
+            places.enter_context(arriving(admission, "standard", "b"))
+        with pytest.raises(QueueFull):
+            admission.check_open("standard", "busy")
+    for tenant in ("busy", "b"):
+        admission.check_open("standard", tenant)
+
+
+async def test_a_lower_tiers_arrivals_make_room_for_a_higher_tiers():
+    admission = Admission(2, 2, 30.0, tiers=TIERS)
+    with ExitStack() as places:
+        for _ in range(4):
+            places.enter_context(arriving(admission, "low", "t"))
+        with pytest.raises(QueueFull):
+            admission.check_open("low", "t")
+        admission.check_open("high", "t")
+
+
+async def test_who_may_not_wait_may_arrive_while_permits_are_free():
+    tiers = {"high": TierConfig(max_queued=0)}
+    admission = Admission(2, 0, 30.0, tiers=tiers)
+    with arriving(admission, "high", "t"):
+        admission.check_open("high", "t")
+        with arriving(admission, "high", "t"), pytest.raises(QueueFull):
+            admission.check_open("high", "t")
+
+
+async def test_nobody_arrives_at_a_router_that_drains():
+    admission = Admission(2, 2, 30.0)
+    admission.is_draining = True
+    with pytest.raises(Draining), arriving(admission, "standard", "t"):
+        pytest.fail("it drains")
+
+
+@pytest.mark.parametrize(("num_arriving", "is_refused"), [(9, False), (10, True)])
+def test_a_newcomer_waits_for_those_who_arrive_before_it(num_arriving, is_refused):
+    async def main():
+        tiers = {"high": TierConfig(queue_wait_s=5.5)}
+        admission, log, until = Admission(2, 99, 30.0, tiers=tiers), [], asyncio.Event()
+        tasks = await started(admission, log, until, *[in_tier("high") for _ in range(3)])
+        for _ in range(MIN_INTERVALS + 1):
+            await asyncio.sleep(0.5)
+            admission._shedding.released("high", is_awaited=True)
+        # It waits for one that waits, those who arrive, and its own turn.
+        with ExitStack() as places:
+            for _ in range(num_arriving):
+                places.enter_context(arriving(admission, "high", "t"))
+            if is_refused:
+                with pytest.raises(TooLate, match=r"6\.00 s for a permit"):
+                    admission.check_open("high", "t")
+            else:
+                admission.check_open("high", "t")
+        until.set()
+        await asyncio.gather(*tasks)
+
+    run_virtual(main())
+
+
+@pytest.mark.parametrize(("num_arriving", "is_free"), [(2, True), (3, False)])
+async def test_a_permit_is_free_for_a_newcomer_if_one_is_left_by_those_who_arrive(
+    num_arriving, is_free
+):
+    admission, log, until = Admission(4, 99, 30.0), [], asyncio.Event()
+    tasks = await started(admission, log, until, in_tier("standard"))
+    with ExitStack() as places:
+        for _ in range(num_arriving):
+            places.enter_context(arriving(admission, "standard", "t"))
+        assert admission._ahead_of_newcomer("standard", "t").is_free == is_free
+        assert admission._ahead_of("standard", "t").is_free
+    until.set()
+    await asyncio.gather(*tasks)
+
+
+async def test_a_higher_tiers_arrivals_leave_no_permit_to_a_lower_one_that_has_its_share_left():
+    admission, log, until = Admission(4, 99, 30.0, tiers=TIERS), [], asyncio.Event()
+    tasks = await started(admission, log, until, in_tier("low"))
+    with ExitStack() as places:
+        for _ in range(3):
+            places.enter_context(arriving(admission, "high", "t"))
+        assert not admission._ahead_of_newcomer("low", "t").is_free
+    until.set()
+    await asyncio.gather(*tasks)
+
+
+@pytest.mark.parametrize(("num_arriving", "is_free"), [(1, True), (2, False)])
+async def test_those_who_arrive_take_of_their_tiers_share(num_arriving, is_free):
+    admission, log, until = Admission(4, 99, 30.0, tiers=TIERS), [], asyncio.Event()
+    tasks = await started(admission, log, until, in_tier("low"))
+    with ExitStack() as places:
+        for _ in range(num_arriving):
+            places.enter_context(arriving(admission, "low", "t"))
+        assert admission._ahead_of_newcomer("low", "t").is_free == is_free
+        assert admission._ahead_of_newcomer("high", "t").is_free
+    until.set()
+    await asyncio.gather(*tasks)
