@@ -28,6 +28,7 @@ from simulation.plan import PlannedRequest
 from simulation.quota_record import (
     CALL_S,
     FREE,
+    LEAST_RUNS,
     LEAST_WINDOW_S,
     TOLD_S,
     WELL_S,
@@ -133,6 +134,8 @@ class QuotaWatch(ClusterObserver):
         )
 
     def _check_paid_once(self, ask: QuotaAsk, earlier: list[QuotaAsk], now_s: float) -> None:
+        if len(earlier) >= LEAST_RUNS:
+            return
         paid = FREE
         for other in earlier:
             is_before = other.is_granted and not other.is_local

@@ -25,6 +25,8 @@ MOST_WINDOW_S = 66.0
 """And not longer: 60 s after its second, somewhat more where clocks were joined."""
 CHAIN_S = 70.0
 """Later asks of one name may pay anew: the first has left the window."""
+LEAST_RUNS = 4
+"""One charge pays for so many runs of a name: for eight, of which lost calls may have begun some."""
 TOLD_S = 0.5
 """After it a router that is well has told all."""
 WELL_S = 4.5
@@ -197,8 +199,9 @@ def most(asks: Sequence[QuotaAsk], now_s: float, troubles: Troubles) -> Cost:
         counted = FREE
         recent = [ask for ask in chain if _age_s(ask, now_s) < window_s]
         costs = [_most_of(ask, now_s, troubles) for ask in recent]
-        # Each pays for itself if the one before it may have been forgotten meanwhile.
-        is_forgotten = len(chain) > 1 and troubles.lost_at_s > chain[0].asked_s
+        # Each pays for itself if the one before it may have been forgotten meanwhile, or used up.
+        is_lost = len(chain) > 1 and troubles.lost_at_s > chain[0].asked_s
+        is_forgotten = is_lost or len(chain) > LEAST_RUNS
         for cost in costs:
             counted = counted.plus(cost) if is_forgotten else counted.high(cost)
         if _is_leaned_on(chain, troubles):

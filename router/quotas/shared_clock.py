@@ -108,7 +108,7 @@ class SharedClock:
             return False
         is_lost = self.is_shared and value.epoch != self._epoch
         if is_lost and value.base != self._base and value.now_ms < self.now_ms():
-            # No time goes back: with an epoch of this one, they move to it.
+            # Time does not go back: the others move to this one, which gets a new epoch.
             self.version = found.version
             return self._note_loss(value)
         if is_lost:

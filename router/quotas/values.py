@@ -26,7 +26,7 @@ class ClockValue(NamedTuple):
     """Changes when the store is found to have lost something."""
     now_ms: int
     base: str
-    """Of one time; routers that began to count apart have several, until they have met."""
+    """Names the time that is counted: routers that began apart have several, until they meet."""
     lost_ms: int
     """When that was found last; below 0: never."""
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from simulation.quota_record import FREE, Cost, QuotaAsk, Troubles, least, most
+from simulation.quota_record import FREE, LEAST_RUNS, Cost, QuotaAsk, Troubles, least, most
 
 ENDED = Cost(1, 30)
 
@@ -44,6 +44,12 @@ def test_runs_of_one_name_count_once_and_others_apart():
     assert bounds([ask(name="r"), ask(name="s")])[0] == Cost(2, 200)
     local = [ask(), ask(at_s=14.0, is_local=True)]
     assert bounds(local) == (Cost(1, 100), Cost(2, 200)), "each may have paid for itself"
+
+
+def test_a_charge_pays_for_some_runs_for_sure_and_for_no_more():
+    runs = [ask(at_s=10.0 + i, ended_s=10.5 + i, used=ENDED) for i in range(LEAST_RUNS + 1)]
+    assert bounds(runs[:-1])[1] == ENDED
+    assert bounds(runs) == (ENDED, Cost(LEAST_RUNS + 1, 30 * (LEAST_RUNS + 1)))
 
 
 def test_one_that_another_run_leans_on_is_not_refunded():
