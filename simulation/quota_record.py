@@ -26,7 +26,7 @@ MOST_WINDOW_S = 66.0
 CHAIN_S = 70.0
 """Later asks of one name may pay anew: the first has left the window."""
 LEAST_RUNS = 4
-"""One charge pays for so many runs of a name: for eight, of which lost calls may have begun some."""
+"""One charge pays for so many runs of a name; it is for eight, and lost calls may begin some."""
 TOLD_S = 0.5
 """After it a router that is well has told all."""
 WELL_S = 4.5
