@@ -123,10 +123,12 @@ class Account:
         outcomes = {claim: self._outcome(claim, draft, sharing) for claim in self._waiting}
         charges = {claim: o for claim, o in outcomes.items() if isinstance(o, Charge)}
         if charges:
-            if not await self._replace(store, draft, charges):
+            answer = await self._replace(store, draft, charges)
+            if not answer.is_written:
                 return False
-            if self._read_sharing().is_share_only and not sharing.is_share_only:
-                # The store turned out to have lost something: decide again, by the share.
+            is_share_new = self._read_sharing().is_share_only and not sharing.is_share_only
+            if is_share_new or not answer.is_expected:
+                # The store has lost something: decide again, by what it has and by the share.
                 for charge in charges.values():
                     self._give_back(charge)
                 return False
@@ -215,7 +217,8 @@ class Account:
                 counted = Amount(*map(max, charge.paid, used))
                 if draft.settle(charge.idempotency_key, charge.owner, counted):
                     self._refund(draft, charge, less(charge.amount, less(counted, charge.paid)))
-            if await self._replace(store, draft, {}):
+            answer = await self._replace(store, draft, {})
+            if answer.is_written:
                 return
             self._endings = endings + self._endings
 
@@ -228,12 +231,12 @@ class Account:
 
     async def _replace(
         self, store: LedgerStore, draft: Ledger, charges: Mapping[Claim, Charge]
-    ) -> bool:
+    ) -> StoreAnswer:
         """Replace the ledger in the store by a draft that goes on from this one.
 
         Returns:
-            False if another router was faster; then this ledger has what it wrote, and not the
-            draft.
+            What became of it. If another router was faster, this ledger has what that one wrote,
+            and not the draft. If the store had something else than was known, it has both.
         """
         self.is_dirty = False  # what changes from here on is not in the draft
         moved_s = self._clock.moved_s
@@ -248,17 +251,18 @@ class Account:
                     self.leave(claim)
             raise
         if answer.is_written:
-            self._adopt(draft, moved_s)
+            self._adopt(draft, moved_s, has_runs=answer.is_expected or not charges)
         if not answer.is_expected:
             self.is_dirty = True  # what was found and what is here are not together in the store
         self._merge(answer)
-        return answer.is_written
+        return answer
 
-    def _adopt(self, draft: Ledger, moved_s: int) -> None:
+    def _adopt(self, draft: Ledger, moved_s: int, *, has_runs: bool = True) -> None:
+        """Go on from a draft; without its runs, if they begin again by what others have begun."""
         # The answer may have moved the clock, and this ledger with it.
         draft.shift(self._clock.moved_s - moved_s)
         # Merged, not assigned: refunds may have come to the ledger since.
-        self.ledger.merge(draft.slots, draft.runs)
+        self.ledger.merge(draft.slots, draft.runs if has_runs else {})
 
     def _merge(self, answer: StoreAnswer) -> None:
         self._known = answer.known

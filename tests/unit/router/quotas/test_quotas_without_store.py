@@ -278,6 +278,24 @@ async def test_no_router_grants_by_what_it_knows_if_a_new_one_was_first_at_an_em
 
 
 @virtual
+async def test_what_was_charged_after_a_loss_counts_though_its_version_was_known_with_less():
+    """The call of the third is told so when it has charged: beyond the limit, or a copy anew."""
+    for request_id, charged in (("", None), ("x", 0)):
+        async with Routers(3) as routers:
+            one, two, three = routers
+            assert await take(one, 700)
+            routers.store.empty()
+            await asyncio.sleep(PERIOD_S + 0.1)
+            for _ in range(5):  # it knows later versions than others
+                assert await take(three, 1)
+            routers.store.empty()
+            assert await take(two, 1)
+            assert await take(two, 270, "x")
+            charge = await take(three, 270, request_id)
+            assert (charge and charge.amount.tokens) == charged, request_id
+
+
+@virtual
 async def test_what_is_in_the_store_and_of_no_router_changes_nothing():
     async with Routers(2) as routers:
         one, two = routers
