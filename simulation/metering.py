@@ -15,25 +15,25 @@ from router.access.identities import Identity
 from router.request_params import RequestParams
 from router.request_stream import RequestStream
 from simulation.plan import METERED, PlannedRequest
-from simulation.quota_record import FREE, Cost, QuotaAsk
+from simulation.quota_record import FREE, QuotaAsk, QuotaCost
 from simulation.router_node import SimRouter
 from simulation.shape import ClusterShape
 from simulation.world import World
 
 
-def limit_of(shape: ClusterShape) -> Cost:
+def limit_of(shape: ClusterShape) -> QuotaCost:
     """Return what each key with limits may use in a minute."""
     tier = shape.tiers.get(METERED)
-    return FREE if tier is None else Cost(tier.requests_per_minute, tier.tokens_per_minute)
+    return FREE if tier is None else QuotaCost(tier.requests_per_minute, tier.tokens_per_minute)
 
 
-def estimate_of(planned: PlannedRequest, limit: Cost) -> Cost:
+def estimate_of(planned: PlannedRequest, limit: QuotaCost) -> QuotaCost:
     """Return what a request is charged before it runs: its prompt and its longest answer."""
     num_prompt = len(planned.prompt)
     tokens = num_prompt + planned.sampling.max_tokens * planned.sampling.n
     if planned.is_length_open and limit.tokens:  # an estimate keeps nobody out for good
         tokens = max(num_prompt + 1, min(tokens, limit.tokens))
-    return Cost(1, tokens)
+    return QuotaCost(1, tokens)
 
 
 def identity_of(key: str) -> Identity:
@@ -126,7 +126,7 @@ class MeteredCall:
         if charge is None:
             raise RuntimeError(f"key {planned.key} has no limit")
         ask.is_granted = True
-        ask.charged = Cost(*charge._charge.amount)
+        ask.charged = QuotaCost(*charge._charge.amount)
         self._answered(None)
 
         def ended(end: RequestEnded | None) -> None:
@@ -145,7 +145,7 @@ class MeteredCall:
         self._world.observers.charge_answered(ask, error)
 
 
-def used_of(end: RequestEnded | None) -> Cost:
+def used_of(end: RequestEnded | None) -> QuotaCost:
     """Return what a request has cost: nothing if it never ran, or failed by our fault."""
     if end is None or not end.timing.path:
         return FREE
@@ -153,7 +153,7 @@ def used_of(end: RequestEnded | None) -> Cost:
     if is_ours and not isinstance(end.error, DeadlineExceeded):
         return FREE
     tokens = end.usage.prompt_tokens + end.usage.completion_tokens
-    return Cost(1, tokens)
+    return QuotaCost(1, tokens)
 
 
 async def read_to_its_end(stream: RequestStream, wake: asyncio.Event, router: SimRouter) -> None:

@@ -32,8 +32,8 @@ from simulation.quota_record import (
     LEAST_WINDOW_S,
     TOLD_S,
     WELL_S,
-    Cost,
     QuotaAsk,
+    QuotaCost,
     least,
     most,
 )
@@ -57,7 +57,9 @@ class QuotaWatch(ClusterObserver):
         self._known: dict[str, None] = {}
         self._limit = limit_of(cluster.shape)
         num_routers = cluster.shape.router.replicas
-        self._share = Cost(*(max(1, count // num_routers) if count else 0 for count in self._limit))
+        self._share = QuotaCost(
+            *(max(1, count // num_routers) if count else 0 for count in self._limit)
+        )
 
     # --- what goes wrong --------------------------------------------------------------------------
 
@@ -200,7 +202,7 @@ class QuotaWatch(ClusterObserver):
         counted = most(asks, now_s, troubles)
         known = least(asks, router.name, now_s, now_s, troubles)
         shown = router.charging.headers(identity_of(key))
-        for index, kind in enumerate(Cost._fields):
+        for index, kind in enumerate(QuotaCost._fields):
             if not limit[index]:
                 continue
             left = int(shown[f"x-ratelimit-remaining-{kind}"])

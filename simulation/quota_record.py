@@ -35,34 +35,34 @@ CALL_S = 0.2
 """Longer than any call that a router waits for."""
 
 
-class Cost(NamedTuple):
+class QuotaCost(NamedTuple):
     """Requests and tokens; as a limit, 0 is none."""
 
     requests: int = 0
     tokens: int = 0
 
-    def plus(self, other: Cost) -> Cost:
+    def plus(self, other: QuotaCost) -> QuotaCost:
         """Add up."""
-        return Cost(self.requests + other.requests, self.tokens + other.tokens)
+        return QuotaCost(self.requests + other.requests, self.tokens + other.tokens)
 
-    def less(self, other: Cost) -> Cost:
+    def less(self, other: QuotaCost) -> QuotaCost:
         """Take away, down to nothing."""
-        return Cost(max(0, self.requests - other.requests), max(0, self.tokens - other.tokens))
+        return QuotaCost(max(0, self.requests - other.requests), max(0, self.tokens - other.tokens))
 
-    def low(self, other: Cost) -> Cost:
+    def low(self, other: QuotaCost) -> QuotaCost:
         """Return the smaller of each."""
-        return Cost(*map(min, self, other))
+        return QuotaCost(*map(min, self, other))
 
-    def high(self, other: Cost) -> Cost:
+    def high(self, other: QuotaCost) -> QuotaCost:
         """Return the larger of each."""
-        return Cost(*map(max, self, other))
+        return QuotaCost(*map(max, self, other))
 
-    def is_over(self, limit: Cost) -> bool:
+    def is_over(self, limit: QuotaCost) -> bool:
         """True if it is more than a limit that there is."""
         return any(most and count > most for count, most in zip(self, limit, strict=True))
 
 
-FREE = Cost()
+FREE = QuotaCost()
 
 
 @dataclass(eq=False, slots=True)
@@ -72,28 +72,28 @@ class QuotaAsk:
     router: str
     key: str
     request_id: str
-    estimate: Cost
+    estimate: QuotaCost
     asked_s: float
     answered_s: float | None = None
     """None: not yet, or never, as its router died or its client left."""
     is_granted: bool = False
     is_local: bool = False
     """Decided without the store."""
-    charged: Cost = FREE
+    charged: QuotaCost = FREE
     """As its router says."""
     left_s: float | None = None
     """When its client left while it waited."""
     ended_s: float | None = None
-    used: Cost = FREE
+    used: QuotaCost = FREE
     """By its end."""
 
     @property
-    def settled(self) -> Cost:
+    def settled(self) -> QuotaCost:
         """What counts from its charge on once it has ended; what is beyond counts from its end."""
         return self.used.low(self.estimate)
 
     @property
-    def surplus(self) -> Cost:
+    def surplus(self) -> QuotaCost:
         """What it used beyond its estimate."""
         return self.used.less(self.estimate) if self.ended_s is not None else FREE
 
@@ -145,7 +145,7 @@ class Troubles:
 
 def least(
     asks: Sequence[QuotaAsk], reader: str, before_s: float, now_s: float, troubles: Troubles
-) -> Cost:
+) -> QuotaCost:
     """Return what a router must know to count now of all that was granted before an instant.
 
     Args:
@@ -185,7 +185,7 @@ def _is_known(ask: QuotaAsk, reader: str, now_s: float, troubles: Troubles) -> b
 # --- the most that may count ----------------------------------------------------------------------
 
 
-def most(asks: Sequence[QuotaAsk], now_s: float, troubles: Troubles) -> Cost:
+def most(asks: Sequence[QuotaAsk], now_s: float, troubles: Troubles) -> QuotaCost:
     """Return what may count now at any router of all that was asked, granted or not.
 
     Args:
@@ -216,7 +216,7 @@ def most(asks: Sequence[QuotaAsk], now_s: float, troubles: Troubles) -> Cost:
     return found
 
 
-def _most_of(ask: QuotaAsk, now_s: float, troubles: Troubles) -> Cost:
+def _most_of(ask: QuotaAsk, now_s: float, troubles: Troubles) -> QuotaCost:
     if not ask.is_granted:
         is_pending = ask.answered_s is None and ask.left_s is None
         return ask.estimate if is_pending else FREE
