@@ -2,8 +2,6 @@
 
 import ast
 import asyncio
-import contextvars
-import gc
 import json
 import os
 import re
@@ -21,7 +19,6 @@ from simulation.faults.kinds import ODDS, Fault, Kind, Part, Where
 from simulation.faults.wire import FAULTS as OF_THE_WIRE
 from simulation.invariants import Watch
 from simulation.loads import make_plan
-from simulation.loop import NODE, Deadlock, run_virtual
 from simulation.plan import Style
 from simulation.search import Summary, as_line, chosen, replay_line, search, shrink
 from simulation.trial import run_trial
@@ -222,61 +219,6 @@ def test_simulation_loads_nothing_that_touches_the_world():
         "sys.exit(str(left) if left else 0)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
-
-
-def test_a_wait_without_a_wake_up_is_a_deadlock_not_a_hang():
-    async def forever():
-        await asyncio.Event().wait()
-
-    with pytest.raises(Deadlock):
-        run_virtual(forever())
-
-
-@pytest.mark.parametrize("as_task", [True, False])
-def test_a_tests_time_limit_ends_a_run_and_is_nobodys_crash(as_task):
-    """pytest-timeout's exception went into a worker's task, as if that had crashed; all went on."""
-
-    class TimeLimit(BaseException):
-        pass
-
-    def expire():
-        raise TimeLimit
-
-    async def step():
-        expire()
-
-    async def main():
-        loop = asyncio.get_running_loop()
-        unawaited = asyncio.create_task(step()) if as_task else loop.call_soon(expire)
-        await asyncio.sleep(60)
-        return unawaited
-
-    with pytest.raises(TimeLimit):
-        run_virtual(main())
-
-
-def test_a_killed_node_cleans_nothing_up_when_garbage_is_collected():
-    """Its clean-up ran at any time, or failed because no loop ran any more."""
-    cleaned = []
-
-    async def waits_for_ever():
-        try:
-            await asyncio.Event().wait()  # which nobody else holds
-        finally:
-            cleaned.append(True)
-
-    async def main():
-        loop = asyncio.get_running_loop()
-        node = contextvars.copy_context()
-        node.run(NODE.set, "a")
-        loop.create_task(waits_for_ever(), context=node)
-        await asyncio.sleep(1)
-        loop.kill("a")
-        gc.collect()
-        return list(cleaned)
-
-    assert run_virtual(main()) == []
-    assert cleaned == [True], "at the end of the run"
 
 
 # --- lint: what would make a run depend on anything but its seed ----------------------------------
