@@ -1,4 +1,4 @@
-"""What of a prompt's cached beginning is counted."""
+"""What requests and refusals add to the metrics."""
 
 from types import SimpleNamespace
 
