@@ -13,6 +13,7 @@ from core.config.node import Node, Seconds
 
 Transport = Literal["shm", "grpc", "gloo", "nccl", "nixl"]
 TRANSPORTS: tuple[str, ...] = get_args(Transport)
+"""Every name that a config may list."""
 
 
 class TransferConfig(Node):
