@@ -6,7 +6,7 @@ import gc
 
 import pytest
 
-from simulation.loop import NODE, Deadlock, run_virtual
+from simulation.loop import NODE, Deadlock, VirtualLoop, run_virtual
 
 
 def test_a_wait_without_a_wake_up_is_a_deadlock_not_a_hang():
@@ -52,6 +52,7 @@ def test_a_killed_node_cleans_nothing_up_when_garbage_is_collected():
 
     async def main():
         loop = asyncio.get_running_loop()
+        assert isinstance(loop, VirtualLoop)
         node = contextvars.copy_context()
         node.run(NODE.set, "a")
         loop.create_task(waits_for_ever(), context=node)
