@@ -15,7 +15,7 @@ from simulation.plan import METERED, PlannedRequest, TrialPlan
 from simulation.quota_record import FREE
 
 METERED_SHARE = 0.25
-"""Of all trials: those whose clients come back after a minute take three times as long."""
+"""Of all trials: a request that is refused tests nothing else."""
 MINUTE_S = 61.0
 """Whoever is refused comes back so much later, and some faults then, too."""
 KEYS = ["key1", "key1", "key2", ""]
