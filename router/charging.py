@@ -104,13 +104,19 @@ class Charging:
             await asyncio.gather(self._task, return_exceptions=True)
 
     async def charge(
-        self, all_params: Sequence[RequestParams], made: Sequence[GenerateRequest]
+        self,
+        all_params: Sequence[RequestParams],
+        made: Sequence[GenerateRequest],
+        *,
+        is_resumable: bool = False,
     ) -> ReplyCharge | None:
         """Charge a reply before its requests run, by the limits of its key's own tier.
 
         Args:
             all_params: What one caller has asked for, in one call.
             made: The requests made of that, one each; at least one.
+            is_resumable: The client learns the first one's id, and may come back with it: that is
+                the same request, as if the client had named it.
 
         Returns:
             What hears of every request's end; None for a key without limits.
@@ -128,8 +134,10 @@ class Charging:
             _most_tokens(request, params, limits.tokens)
             for params, request in zip(all_params, made, strict=True)
         )
-        name = _name_of(first.request_id, made)
-        charge = await self._quotas.charge(key, limits, Amount(1, tokens), name)
+        request_id = first.request_id or (made[0].request_id if is_resumable else "")
+        charge = await self._quotas.charge(
+            key, limits, Amount(1, tokens), _name_of(request_id, made)
+        )
         return ReplyCharge(self._quotas, key, charge, len(made))
 
     def headers(self, identity: Identity) -> dict[str, str]:

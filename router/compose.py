@@ -205,10 +205,30 @@ def compose_service(components: RouterComponents, parts: ServiceComponents) -> R
         read_prefix_report=parts.read_prefix_report,
         explanations=explanations,
         prompt_report=PromptReport(prefixes, placer, sessions.candidates, components.placement),
-        charging=_charging(components, parts, telemetry),
+        charging=compose_charging(
+            components, parts.quota_store, parts.cluster_key, telemetry.quota_decided_locally
+        ),
         clock=clock,
     )
     return Router(core, service, mirror)
+
+
+def compose_charging(
+    components: RouterComponents,
+    store: QuotaStore | None,
+    cluster_key: str,
+    on_local_decision: Callable[[], None],
+) -> Charging:
+    """Put together what charges a router's replies; its `start` begins to share counts."""
+    quotas = Quotas(
+        components.ids.router(),
+        components.config.replicas,
+        store,
+        ValueCodec(cluster_key),
+        components.clock,
+        on_local_decision,
+    )
+    return Charging(quotas, components.tiers)
 
 
 def _sessions(components: RouterComponents) -> WorkerSessions:
@@ -218,20 +238,6 @@ def _sessions(components: RouterComponents) -> WorkerSessions:
         components.ids.router(),
         components.clock,
     )
-
-
-def _charging(
-    components: RouterComponents, parts: ServiceComponents, telemetry: Telemetry
-) -> Charging:
-    quotas = Quotas(
-        components.ids.router(),
-        components.config.replicas,
-        parts.quota_store,
-        ValueCodec(parts.cluster_key),
-        components.clock,
-        telemetry.quota_decided_locally,
-    )
-    return Charging(quotas, components.tiers)
 
 
 def _admission(components: RouterComponents, sessions: WorkerSessions) -> Admission:

@@ -140,15 +140,24 @@ class GenerationService:
         return await self._prompt_report.of(await self.make_request(params))
 
     async def charge(
-        self, all_params: Sequence[RequestParams], made: Sequence[GenerateRequest]
+        self,
+        all_params: Sequence[RequestParams],
+        made: Sequence[GenerateRequest],
+        *,
+        is_resumable: bool = False,
     ) -> ReplyCharge | None:
         """Charge the requests of one reply to their key; `open` gets what is returned.
+
+        Args:
+            all_params: What one caller has asked for, in one call.
+            made: The requests made of that.
+            is_resumable: The client learns the first one's id, and may come back with it.
 
         Raises:
             InvalidRequest: They would not fit into an empty minute of the key's quota.
             RateLimited: They do not fit now.
         """
-        return await self.charging.charge(all_params, made)
+        return await self.charging.charge(all_params, made, is_resumable=is_resumable)
 
     def open(self, *requests: GenerateRequest, charge: ReplyCharge | None = None) -> StreamGroup:
         """Start requests; their events come through the group, and their ends settle `charge`."""

@@ -7,6 +7,7 @@ end. Does not know faults or workers.
 from __future__ import annotations
 
 import asyncio
+import math
 from dataclasses import replace
 
 from core.errors import (
@@ -15,6 +16,7 @@ from core.errors import (
     NoWorker,
     Overloaded,
     Quarantined,
+    RateLimited,
     ServingError,
     TooLate,
 )
@@ -30,14 +32,17 @@ from core.types import (
 from router.request_stream import RequestStream
 from simulation.cluster import SimCluster
 from simulation.faults.kinds import Kind
-from simulation.loads import TIMEOUT_S, PlannedRequest, TrialPlan
+from simulation.metering import MeteredCall, read_to_its_end
 from simulation.oracle import Expected, Oracle
+from simulation.plan import TIMEOUT_S, PlannedRequest, TrialPlan
 from simulation.report import Report
 from simulation.router_node import SimRouter
 from simulation.traps import Place
 
 UNANSWERED_PING_S = 3.0
 MAX_RECONNECTS = 8
+MAX_REFUSALS = 1
+"""For its key's quota: with the next one a client gives up."""
 TOKENS_BEFORE_RAISING = 2
 PLACES = {Kind.DECODER_RAISES: Place.DECODER, Kind.EMIT_RAISES: Place.EMIT}
 
@@ -77,19 +82,34 @@ class SimClient:
         self.ended: RequestEnded | None = None
         self._is_cancelled = False
         self._was_starting = False
+        self._num_refusals = 0
+        self._is_refused = False
         if planned.raises is not None:
             cluster.traps.arm(PLACES[planned.raises], planned.name, TOKENS_BEFORE_RAISING)
 
     async def run(self) -> None:
         """Ask, and ask again elsewhere, until there is an end."""
-        for attempt in range(MAX_RECONNECTS):
-            router = await self._alive_router(attempt)
+        num_streams = 0
+        while num_streams < MAX_RECONNECTS:
+            router = await self._alive_router(num_streams)
             wake = asyncio.Event()
             # After its router's death it asks for the rest, and names the positions it has.
-            request = self._resuming() if attempt else self.request
+            request = self._resuming() if num_streams else self.request
             self._has_scores_of_stream = False
-            stream = router.open(request, wake)
-            self._report.reconnects += attempt > 0
+            try:
+                stream = await self._open(router, request, wake)
+            except RateLimited as error:
+                router.closed(wake)
+                if await self._asks_again(error):
+                    continue
+                return
+            if stream is None:
+                router.closed(wake)
+                if self._is_cancelled:
+                    return
+                continue
+            self._report.reconnects += num_streams > 0
+            num_streams += 1
             is_over = await self._read(router, stream, wake)
             router.closed(wake)
             # A live router sees the connection close; a paused one when it runs again.
@@ -98,7 +118,9 @@ class SimClient:
                     stream.close(), context=router.context.copy()
                 )
             if is_over:
-                return
+                break
+        if self._planned.is_repeated and self.ended is not None:
+            await self._repeat()
 
     def _resuming(self) -> GenerateRequest:
         have = tuple(
@@ -151,6 +173,70 @@ class SimClient:
                 # Its pings go unanswered: a client cannot know pause from death.
                 if router.name in self._cluster.paused:
                     return False
+
+    # --- keys with limits -------------------------------------------------------------------------
+
+    async def _open(
+        self, router: SimRouter, request: GenerateRequest, wake: asyncio.Event
+    ) -> RequestStream | None:
+        """Start a request, charged before that if its key has limits.
+
+        Returns:
+            None if there was no answer, or the client has left.
+
+        Raises:
+            RateLimited: It is over its quota.
+        """
+        planned = self._planned
+        if not planned.key:
+            return router.open(request, wake)
+        call = MeteredCall(self._cluster, router, planned, request, wake)
+        wait_s = UNANSWERED_PING_S if planned.cancel_after_s is None else planned.cancel_after_s
+        while router.is_alive and not call.is_answered:
+            wake.clear()
+            try:
+                async with asyncio.timeout(wait_s):
+                    await wake.wait()
+            except TimeoutError:
+                if planned.cancel_after_s is not None:
+                    self._is_cancelled = True
+                    self._report.bitten[Kind.CANCEL] += 1
+                    break
+                if router.name in self._cluster.paused:
+                    break
+        if call.is_answered:
+            return call.stream
+        call.leave()
+        return None
+
+    async def _asks_again(self, error: RateLimited) -> bool:
+        """Wait as long as a refusal says; False: it was told so too often."""
+        self._num_refusals += 1
+        self._is_refused = self._num_refusals > MAX_REFUSALS
+        if self._is_refused:
+            return False
+        await asyncio.sleep(max(1, math.ceil(error.retry_after_s)))
+        self._renew_deadline()
+        return True
+
+    async def _repeat(self) -> None:
+        """Send the request once more, for the same charge; what comes was checked already."""
+        self._renew_deadline()
+        router = await self._alive_router(1)
+        wake = asyncio.Event()
+        try:
+            stream = await self._open(router, self.request, wake)
+        except RateLimited:
+            stream = None
+        if stream is not None:
+            await read_to_its_end(stream, wake, router)
+        if stream is not None and router.is_alive:
+            asyncio.get_running_loop().create_task(stream.close(), context=router.context.copy())
+        router.closed(wake)
+
+    def _renew_deadline(self) -> None:
+        deadline_at = self._cluster.clock.now_s() + self._planned.timeout_s
+        self.request = replace(self.request, deadline_at=deadline_at)
 
     # --- what comes -------------------------------------------------------------------------------
 
@@ -226,6 +312,8 @@ class SimClient:
         expected = oracle.expected(self.request)
         if self._is_cancelled:
             report.endings["cancelled"] += 1
+        elif self._is_refused:
+            report.endings["over_quota"] += 1
         elif self.ended is None:
             report.violated(f"I2 {name}: no terminal event")
         else:

@@ -39,7 +39,9 @@ class SimCluster(World):
         """Workers whose node lives."""
         self.runners: dict[str, SimRunner] = {}
         self.clocks: dict[str, NodeClock] = {}
-        """Of every node there ever was, like `runners`."""
+        """Of every worker there ever was, like `runners`."""
+        self.router_clocks: dict[str, NodeClock] = {}
+        """Of every router there ever was."""
         self.draining: dict[str, None] = {}
         self.paused: dict[str, None] = {}
         self.ill_at: dict[str, float] = {}
@@ -130,7 +132,9 @@ class SimCluster(World):
 
     def _new_router(self) -> SimRouter:
         self._num_routers += 1
-        return SimRouter(f"router{self._num_routers}", self)
+        router = SimRouter(f"router{self._num_routers}", self)
+        self.router_clocks[router.name] = router.clock
+        return router
 
     def _stepped(self, node: str, plan: StepPlan) -> None:
         unit = self._everyone[node]

@@ -1,6 +1,6 @@
 """What one seed decides before it runs: a cluster with odd but legal settings, a load, its faults.
 
-Owns the styles of trials and the drawing of each. Does not know how a plan is carried out.
+Owns the drawing of each style of trials. Does not know how a plan is carried out.
 
     CALM   a load well below capacity            POOL    above capacity, with few blocks
     ALONE  one worker a role, slow to start      GIANTS  giant prompts beside small ones
@@ -10,8 +10,7 @@ Owns the styles of trials and the drawing of each. Does not know how a plan is c
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, replace
-from enum import StrEnum
+from dataclasses import replace
 
 from core.config import (
     EngineConfig,
@@ -22,65 +21,21 @@ from core.config import (
 )
 from core.types import SamplingParams
 from simulation.faults.kinds import Fault, Kind, Part, draw
+from simulation.plan import TIMEOUT_S, PlannedRequest, Style, TrialPlan
+from simulation.quota_loads import with_quotas
 from simulation.shape import VOCABULARY, ClusterShape
 
 NUM_REQUESTS = 24
 NUM_FAULTS = 20
-PART_SHARES = {Part.SERVING: 1.0, Part.PREFIX_INDEX: 0.25}
+PART_SHARES = {Part.SERVING: 1.0, Part.PREFIX_INDEX: 0.25, Part.QUOTAS: 0.25}
 """Faults of each part of the cluster, for each one of serving. Drawn apart, so that a new part does
 not thin out the faults of the others."""
 LOAD_S = 4.0
-TIMEOUT_S = 120.0
 MODEL_LEN = 130
 GIANT_MODEL_LEN = 700
+STYLES = 6 * [Style.CALM] + [Style.ALONE, Style.ADMISSION, Style.POOL, Style.GIANTS]
 SLOW_STEP_S = 0.25
 """At this pace one worker alone, where faults leave no other, serves a whole load in time."""
-
-
-class Style(StrEnum):
-    """What a trial presses on."""
-
-    CALM = "calm"
-    ALONE = "alone"
-    ADMISSION = "admission"
-    POOL = "pool"
-    GIANTS = "giants"
-
-    @property
-    def is_overload(self) -> bool:
-        """True if more is asked than can be served, so that refusals are honest."""
-        return self in (Style.ADMISSION, Style.POOL, Style.GIANTS)
-
-
-STYLES = 6 * [Style.CALM] + [Style.ALONE, Style.ADMISSION, Style.POOL, Style.GIANTS]
-
-
-@dataclass(frozen=True, slots=True)
-class PlannedRequest:
-    """What one client does."""
-
-    start_s: float
-    name: str
-    prompt: tuple[int, ...]
-    sampling: SamplingParams
-    scope: str = ""
-    tier: str = "standard"
-    timeout_s: float = TIMEOUT_S
-    cancel_after_s: float | None = None
-    stall_s: float = 0.0
-    raises: Kind | None = None
-    """Its decoder or its reply raises, after a few tokens."""
-
-
-@dataclass(frozen=True, slots=True)
-class TrialPlan:
-    """Everything one seed decides before the run."""
-
-    seed: int
-    shape: ClusterShape
-    requests: tuple[PlannedRequest, ...]
-    faults: tuple[Fault, ...]
-    style: Style = Style.CALM
 
 
 def make_plan(
@@ -98,9 +53,12 @@ def make_plan(
     faults = _draw_faults(rng, num_faults, style, shape)
     drawing = _Drawing(rng, style, shape, num_requests)
     requests = _with_faults(rng, drawing.requests(), faults)
-    # With randomness of their own: tiers leave the rest of a plan as it is.
-    drawn_tiers = random.Random(f"tiers {seed}")
-    return _with_tiers(drawn_tiers, TrialPlan(seed, shape, requests, faults, style))
+    # With randomness of their own: tiers and quotas leave the rest of a plan as it is.
+    plan = _with_tiers(
+        random.Random(f"tiers {seed}"), TrialPlan(seed, shape, requests, faults, style)
+    )
+    num_of_quotas = round(PART_SHARES[Part.QUOTAS] * num_faults)
+    return with_quotas(random.Random(f"quotas {seed}"), plan, num_of_quotas, LOAD_S)
 
 
 def _draw_faults(
@@ -125,6 +83,8 @@ def _is_used(part: Part, shape: ClusterShape) -> bool:
     match part:
         case Part.PREFIX_INDEX:
             return shape.engine.cache_prefixes
+        case Part.QUOTAS:
+            return False  # not yet: only with limits, which are drawn last
         case Part.SERVING:
             return True
 

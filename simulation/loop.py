@@ -126,6 +126,8 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self._paused: dict[str, list[asyncio.Handle]] = {}
         self._paused_at_s: dict[str, float] = {}
         self._dead: set[str] = set()
+        self._left_behind: list[asyncio.Task[Any]] = []
+        """By dead nodes; kept, or a collection of garbage would run their clean-up at any time."""
         self.turn_s = 0.0
         """What one turn of the loop takes; more than nothing while the machine is busy."""
         self.complaints: list[str] = []
@@ -226,6 +228,11 @@ class VirtualLoop(asyncio.BaseEventLoop):
         for task in self.failed:
             if task.node == node and task.failed_at_s >= last_turn_s:
                 task.exception()
+        self._left_behind += (
+            task
+            for task in asyncio.all_tasks(self)
+            if isinstance(task, _NumberedTask) and task.node == node
+        )
         self._dead.add(node)
         self._paused.pop(node, None)
 

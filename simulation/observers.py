@@ -15,6 +15,7 @@ from router.placement import Placement
 from router.prefix_outcome import PromptOutcome
 from router.prompt_prefixes import PromptNames
 from router.request_state import RequestObserver, RequestState
+from simulation.quota_record import QuotaAsk
 from worker.attempt import Attempt
 
 
@@ -37,6 +38,12 @@ class ClusterObserver(RequestObserver):
         self, router: str, run: RequestState, names: PromptNames, placement: Placement
     ) -> None:
         """Note that a router has placed a request; `names` are those of its prompt's blocks."""
+
+    def charge_asked(self, ask: QuotaAsk) -> None:
+        """Note that a router is asked to charge a request; what comes of it will stand in `ask`."""
+
+    def charge_answered(self, ask: QuotaAsk, error: ServingError | None) -> None:
+        """Note that a router has granted a charge, or refused it."""
 
 
 class Observers(ClusterObserver):
@@ -76,6 +83,16 @@ class Observers(ClusterObserver):
         """Pass on."""
         for observer in self._all:
             observer.placed(router, run, names, placement)
+
+    def charge_asked(self, ask: QuotaAsk) -> None:
+        """Pass on."""
+        for observer in self._all:
+            observer.charge_asked(ask)
+
+    def charge_answered(self, ask: QuotaAsk, error: ServingError | None) -> None:
+        """Pass on."""
+        for observer in self._all:
+            observer.charge_answered(ask, error)
 
     def request_ended(self, run: RequestState, ended: RequestEnded) -> None:
         """Pass on."""

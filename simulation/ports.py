@@ -107,12 +107,47 @@ class MemoryStore:
 
 
 class NodeClock:
-    """A node's monotonic clock: it began somewhere else than the others, and may leap forward."""
+    """A node's monotonic clock: it began somewhere else than the others, leaps, drifts or stands.
 
-    def __init__(self) -> None:
-        """Agree with the world at first."""
-        self.offset_s = 0.0
+    What reads it is all that sees it: timers of the node go on with the loop.
+    """
+
+    def __init__(self, offset_s: float = 0.0) -> None:
+        """Be ahead of the world by so much."""
+        self._offset_s = offset_s
+        self._gained_s = 0.0
+        self._missed_s = 0.0
+        self._rate = 1.0
+        self._rated_at_s = 0.0
 
     def now_s(self) -> float:
         """See `Clock`."""
-        return asyncio.get_running_loop().time() + self.offset_s
+        return asyncio.get_running_loop().time() + self._offset_s + self._drift_s()
+
+    @property
+    def gained_s(self) -> float:
+        """By which it has run faster than the world, in all."""
+        return self._gained_s + max(0.0, self._drift_s())
+
+    @property
+    def missed_s(self) -> float:
+        """By which it has run slower."""
+        return self._missed_s + max(0.0, -self._drift_s())
+
+    def leap(self, by_s: float) -> None:
+        """Go forward at once, as after a machine's sleep."""
+        self._offset_s += by_s
+        self._gained_s += by_s
+
+    def run_at(self, rate: float) -> None:
+        """Count so many seconds in each of the world's from now on; 0: stand still."""
+        self._gained_s = self.gained_s
+        self._missed_s = self.missed_s
+        self._offset_s += self._drift_s()
+        self._rate = rate
+        self._rated_at_s = asyncio.get_running_loop().time()
+
+    def _drift_s(self) -> float:
+        if self._rate == 1.0:
+            return 0.0
+        return (self._rate - 1) * (asyncio.get_running_loop().time() - self._rated_at_s)

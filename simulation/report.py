@@ -30,6 +30,12 @@ class Report:
     """Requests of which a part of the prompt was found cached."""
     led: int = 0
     """Placements at a worker that the router thought to hold a part of the prompt."""
+    charges: int = 0
+    """Granted to keys with limits."""
+    over_quota: int = 0
+    """Refused to them."""
+    local_charges: int = 0
+    """Of both, those decided without the store."""
     steps: int = 0
     virtual_s: float = 0.0
 

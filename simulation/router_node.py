@@ -7,22 +7,28 @@ know workers or faults.
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
+from typing import Any
 
 from core.types import GenerateRequest, Path, RequestEvent, TextDelta
 from prefix_index.feed import PrefixFeed
 from prefix_index.mirror import MembershipMirror
 from prefix_index.view import PrefixView
-from router.compose import RouterComponents
+from router.charging import Charging
+from router.compose import RouterComponents, compose_charging
 from router.compose import compose as compose_router
 from router.orchestrator import Orchestrator
 from router.request_state import Emit
-from router.request_stream import RequestStream
+from router.request_stream import OnEnded, RequestStream
 from router.tiers import Tiers
 from simulation.network import SimNetwork, on_node
-from simulation.ports import InlineDecoder
-from simulation.shape import HASH_KEY
+from simulation.ports import InlineDecoder, NodeClock
+from simulation.shape import CLUSTER_KEY, HASH_KEY
 from simulation.traps import Place, Traps
 from simulation.world import World
+
+MAX_UPTIME_S = 100_000.0
+"""Machines' clocks began so long apart at most."""
 
 
 class SimRouter:
@@ -42,21 +48,24 @@ class SimRouter:
             world.clock,
         )
         self._clients: dict[asyncio.Event, None] = {}
-        core = compose_router(
-            RouterComponents(
-                membership=world.membership,
-                session_network=SimNetwork(world.hub, name, "session"),
-                config=world.shape.router,
-                placement=world.shape.placement,
-                clock=world.clock,
-                ids=world.ids,
-                new_decoder=lambda request: _TrappedDecoder(world.traps, request.request_id),
-                view=self.view,
-                hash_key=HASH_KEY,
-                tiers=Tiers(world.shape.tiers),
-            ),
-            world.observers,
+        components = RouterComponents(
+            membership=world.membership,
+            session_network=SimNetwork(world.hub, name, "session"),
+            config=world.shape.router,
+            placement=world.shape.placement,
+            clock=world.clock,
+            ids=world.ids,
+            new_decoder=lambda request: _TrappedDecoder(world.traps, request.request_id),
+            view=self.view,
+            hash_key=HASH_KEY,
+            tiers=Tiers(world.shape.tiers),
         )
+        core = compose_router(components, world.observers)
+        self.clock = NodeClock(world.quota_rng.uniform(0.0, MAX_UPTIME_S))
+        """What its quotas count by; deadlines come from clients, by the world's."""
+        self.local_charges: dict[asyncio.Task[Any], None] = {}
+        """Tasks whose charge was decided without the store."""
+        self.charging = self._charging(components, world)
         self.sessions = core.sessions
         self.admission = core.admission
         self.attempts = core.attempts
@@ -73,16 +82,26 @@ class SimRouter:
     def start(self) -> None:
         """Follow the members and mirror them, and follow what workers cache."""
         self.context.run(self.sessions.follow)
+        self.context.run(self.charging.start)
         loop = asyncio.get_running_loop()
         self._tasks = [
             loop.create_task(endless, context=self.context.copy())
             for endless in (self.mirror.run(), self.feed.run())
         ]
 
-    def open(self, request: GenerateRequest, wake: asyncio.Event) -> RequestStream:
+    def open(
+        self,
+        request: GenerateRequest,
+        wake: asyncio.Event,
+        on_ended: OnEnded = lambda _: None,
+    ) -> RequestStream:
         """Start a request as the router's servers do; `wake` is also set when the router dies."""
+        self.connected(wake)
+        return self.context.copy().run(RequestStream, self.orchestrator, request, wake, on_ended)
+
+    def connected(self, wake: asyncio.Event) -> None:
+        """Set `wake` if the router dies."""
         self._clients[wake] = None
-        return self.context.copy().run(RequestStream, self.orchestrator, request, wake)
 
     def closed(self, wake: asyncio.Event) -> None:
         """Forget a client that has its end, or is gone."""
@@ -99,7 +118,18 @@ class SimRouter:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.charging.stop()
         await self.sessions.close()
+
+    def _charging(self, components: RouterComponents, world: World) -> Charging:
+        def decided_locally() -> None:
+            task = asyncio.current_task()
+            if task is not None:
+                self.local_charges[task] = None
+
+        store = world.quota_store if world.shape.has_quota_store else None
+        own = replace(components, clock=self.clock, ids=world.quota_ids)
+        return compose_charging(own, store, CLUSTER_KEY, decided_locally)
 
 
 class _TrappedDecoder:

@@ -19,7 +19,8 @@ from typing import Any
 
 from kv_transfer.transitions import Transition
 from simulation.faults.kinds import Kind
-from simulation.loads import Style, TrialPlan, make_plan
+from simulation.loads import make_plan
+from simulation.plan import Style, TrialPlan
 from simulation.report import Report
 from simulation.trial import run_trial
 
@@ -35,6 +36,9 @@ COUNTS = (
     "preemptions",
     "hits",
     "led",
+    "charges",
+    "over_quota",
+    "local_charges",
 )
 
 
@@ -62,6 +66,9 @@ class Summary:
     preemptions: int = 0
     hits: int = 0
     led: int = 0
+    charges: int = 0
+    over_quota: int = 0
+    local_charges: int = 0
     violations: list[str] = field(default_factory=list)
 
     def add(self, line: dict[str, Any]) -> None:
@@ -93,6 +100,9 @@ class Summary:
             "preemptions": self.preemptions,
             "prefix_hits": self.hits,
             "placements_led_by_the_index": self.led,
+            "charges": self.charges,
+            "refused_over_quota": self.over_quota,
+            "charges_decided_locally": self.local_charges,
             "endings": dict(sorted(self.endings.items())),
             "endings_above_capacity": dict(sorted(self.overload_endings.items())),
             "faults": {kind.value: self.faults[kind.value] for kind in Kind},

@@ -41,6 +41,8 @@ class ClusterShape:
     )
     transfer: TransferConfig = field(default_factory=lambda: TransferConfig(frame_bytes=4096))
     tiers: dict[str, TierConfig] = field(default_factory=default_tiers)
+    has_quota_store: bool = True
+    """False: each router counts alone."""
     layers: int = 3
     step_s: float = 0.008
     token_s: float = 0.0005

@@ -1,7 +1,8 @@
 """One seed: a load, a fault schedule, and the invariants of reliability checked while it runs.
 
 Owns the course of a trial. Does not know how loads are drawn, how faults are carried out, nor what
-is checked: `loads`, `faults`, `clients`, `invariants`, `fairness` and `prefix_invariants` do.
+is checked: `loads`, `faults`, `clients`, `invariants`, `fairness` and the other modules of
+invariants do.
 
     I1 tokens, text and scores equal the reference    I2 positions without gap or repeat, one ending
     I3 blocks and requests are conserved              I4, I5 follow from I1: any cross-talk shows
@@ -10,7 +11,8 @@ is checked: `loads`, `faults`, `clients`, `invariants`, `fairness` and `prefix_i
     L1 every request ends by its deadline             L2 after the last fault, service is whole
     L3 at rest nothing is left                        L4 a ready worker is used
     F1 to F4 bounded overtaking at every worker       X1 no exception is left that nobody caught
-    C1 to C4 cached prefixes, and what routers know   H1 enough faults bit
+    C1 to C4 cached prefixes, and what routers know   Q1 to Q4 quotas of keys
+    H1 enough faults bit
 """
 
 from __future__ import annotations
@@ -25,10 +27,11 @@ from simulation.fairness import Fairness
 from simulation.faults.injector import Injector
 from simulation.faults.kinds import Kind
 from simulation.invariants import Watch, check_recovery, check_rest
-from simulation.loads import PlannedRequest, TrialPlan
 from simulation.loop import run_virtual
 from simulation.oracle import Oracle
+from simulation.plan import PlannedRequest, TrialPlan
 from simulation.prefix_invariants import PrefixWatch
+from simulation.quota_invariants import QuotaWatch
 from simulation.report import Report
 from simulation.shape import VOCABULARY
 from simulation.traps import Place
@@ -54,7 +57,8 @@ async def _trial(plan: TrialPlan) -> Report:
         clients.append(client)
         await client.run()
 
-    looks = [Fairness(cluster, report).look, PrefixWatch(cluster, report).look]
+    quotas = QuotaWatch(cluster, report)
+    looks = [Fairness(cluster, report).look, PrefixWatch(cluster, report).look, quotas.look]
     watch = Watch(cluster, report, looks)
     watching = asyncio.get_running_loop().create_task(watch.run())
     async with asyncio.TaskGroup() as tasks:
@@ -67,6 +71,7 @@ async def _trial(plan: TrialPlan) -> Report:
     with contextlib.suppress(asyncio.CancelledError):
         await watching  # a watch that broke has watched nothing: that is no clean trial
     await check_rest(cluster, report)
+    await quotas.check_rest()
     oracle = Oracle(cluster.layout, VOCABULARY, plan.shape.max_model_len + 70)
     for client in clients:
         client.compare(oracle)

@@ -1,6 +1,6 @@
 """What all nodes of a simulated cluster share.
 
-Owns the wire, the members, both stores, the ids, the traps and the observers of one run. Does not
+Owns the wire, the members, the stores, the ids, the traps and the observers of one run. Does not
 know nodes.
 """
 
@@ -17,10 +17,15 @@ from simulation.network import Hub
 from simulation.observers import Observers
 from simulation.ports import MemoryStore, StaticMembership
 from simulation.prefix_store import MemoryPrefixStore
+from simulation.quota_record import Troubles
+from simulation.quota_store import MemoryQuotaStore
 from simulation.rare_choices import RareChoices
 from simulation.shape import CLUSTER_KEY, ClusterShape
 from simulation.sizes import message_bytes
 from simulation.traps import Traps
+
+QUOTA_CALL_S = (0.0002, 0.003)
+"""Each way."""
 
 
 class World:
@@ -36,6 +41,14 @@ class World:
         self.membership = StaticMembership()
         self.store = MemoryStore()
         self.prefix_store = MemoryPrefixStore()
+        # Quotas have randomness of their own, too: a trial without limits is as it was.
+        self.quota_rng = random.Random(f"quotas in {seed}")
+        self.quota_ids = Ids(self.quota_rng)
+        self.quota_troubles = Troubles(has_store=shape.has_quota_store)
+        self.quota_store = MemoryQuotaStore(
+            lambda: self.quota_rng.uniform(*QUOTA_CALL_S),
+            lambda: self.quota_troubles.note(self.clock.now_s()),
+        )
         self.codec = EntryCodec(entry_key(CLUSTER_KEY))
         self.clock = LoopClock()
         self.rare_choices = RareChoices(self.rng)

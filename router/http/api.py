@@ -190,14 +190,15 @@ class HttpApi:
         if last_event:
             all_params = _resumed(all_params, last_event, is_stream=bool(body.stream))
         asked = _asked_by(request, all_params)
-        made, charge = await unless_disconnected(request.receive, self._charged(asked))
+        has_ids = bool(last_event) or request.headers.get(EVENT_IDS_HEADER) == "1"
+        work = self._charged(asked, is_resumable=has_ids and bool(body.stream))
+        made, charge = await unless_disconnected(request.receive, work)
         reply = Reply(formatter, made, self.service.model, self.created_now())
         group = self.service.open(*made, charge=charge)
         headers[REQUEST_ID_HEADER] = correlation_of(request) or str(made[0].request_id)
         headers[tiers.HEADER] = made[0].tier
         headers[ROUTER_HEADER] = self.service.explanations.router_id
         if body.stream:
-            has_ids = bool(last_event) or request.headers.get(EVENT_IDS_HEADER) == "1"
             limits = StreamLimits(self.config.keep_alive_s, self.config.slow_reader_s, has_ids)
             return EventStream(reply, group, headers, limits)
         content = await whole_reply(request.receive, reply, group)
@@ -209,11 +210,11 @@ class HttpApi:
         return Response(text.encode(), headers=headers, media_type=JSONResponse.media_type)
 
     async def _charged(
-        self, all_params: list[RequestParams]
+        self, all_params: list[RequestParams], *, is_resumable: bool
     ) -> tuple[list[GenerateRequest], ReplyCharge | None]:
         made = await self.service.make_requests(all_params)
         # After tokenizing, which says what they cost, and before any other work.
-        return made, await self.service.charge(all_params, made)
+        return made, await self.service.charge(all_params, made, is_resumable=is_resumable)
 
     def created_now(self) -> int:
         """Return Unix seconds for a reply's `created`."""

@@ -12,8 +12,8 @@ draft are kept and given back, which is right in either case.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 from core.errors import RateLimited
 from core.ports import NO_ENTRY
@@ -46,6 +46,8 @@ class Claim:
     amount: Amount
     idempotency_key: str
     outcome: Charge | RateLimited | None = None
+    doubtful: list[Charge] = field(default_factory=list)
+    """Of calls that failed: perhaps they were carried out, and another run leans on them."""
 
 
 class Account:
@@ -91,7 +93,9 @@ class Account:
         """Stop waiting; what is charged already is given back."""
         self._waiting.pop(claim, None)
         if isinstance(claim.outcome, Charge):
-            self._give_back(claim.outcome)
+            claim.doubtful.append(claim.outcome)
+        for charge in claim.doubtful:
+            self.settle(charge, NOTHING)
 
     async def decide(self, store: LedgerStore) -> None:
         """Decide every claim that waits; the lock is held, and the caller limits the time.
@@ -113,16 +117,19 @@ class Account:
         Returns:
             False if nothing is decided; then more is known than before.
         """
-        was_share_only = self._read_sharing().is_share_only
+        self._take_back()
         draft = self._draft()
-        outcomes = {claim: self._outcome(claim, draft) for claim in self._waiting}
-        charges = [o for o in outcomes.values() if isinstance(o, Charge)]
+        sharing = self._read_sharing()
+        outcomes = {claim: self._outcome(claim, draft, sharing) for claim in self._waiting}
+        charges = {claim: o for claim, o in outcomes.items() if isinstance(o, Charge)}
         if charges:
-            if not await self._replace(store, draft, charges):
+            answer = await self._replace(store, draft, charges)
+            if not answer.is_written:
                 return False
-            if self._read_sharing().is_share_only and not was_share_only:
-                # The store turned out to have lost something: decide again, by the share.
-                for charge in charges:
+            is_share_new = self._read_sharing().is_share_only and not sharing.is_share_only
+            if is_share_new or not answer.is_expected:
+                # The store has lost something: decide again, by what it has and by the share.
+                for charge in charges.values():
                     self._give_back(charge)
                 return False
         elif not is_fresh:  # others may have refunded since
@@ -133,25 +140,26 @@ class Account:
                 del self._waiting[claim]
                 claim.outcome = outcome
             elif isinstance(outcome, Charge):  # it waits no longer
-                self._give_back(outcome)
+                self.settle(outcome, NOTHING)
         return True
 
-    def decide_locally(self, claim: Claim) -> Charge | RateLimited:
+    def decide_locally(self, claim: Claim, sharing: Sharing) -> Charge | RateLimited:
         """Decide a claim by what is known here."""
+        self._take_back()
         self._waiting.pop(claim, None)
         self.ledger.prune(self._clock.now_ms() // 1000)
         claim.idempotency_key = ""  # who leans on the charge cannot be seen
         self.is_dirty = True
-        return self._outcome(claim, self.ledger)
+        return self._outcome(claim, self.ledger, sharing)
 
-    def _outcome(self, claim: Claim, draft: Ledger) -> Charge | RateLimited:
+    def _outcome(self, claim: Claim, draft: Ledger, sharing: Sharing) -> Charge | RateLimited:
         now_ms = self._clock.now_ms()
         paid = draft.paid(claim.idempotency_key) if claim.idempotency_key else NOTHING
         second = now_ms // 1000
         charge = Charge(
             second - self._clock.moved_s, less(claim.amount, paid), paid, claim.idempotency_key
         )
-        error = refusal(draft, charge.amount, claim.limits, self._read_sharing(), now_ms)
+        error = refusal(draft, charge.amount, claim.limits, sharing, now_ms)
         if error is not None:
             return error
         draft.charge(second, charge.amount)
@@ -178,6 +186,13 @@ class Account:
         else:
             self._refund(self.ledger, charge, less(charge.amount, used))
 
+    def _take_back(self) -> None:
+        """Undo what calls that failed may have charged, as all of it is decided again."""
+        for claim in self._waiting:
+            for charge in claim.doubtful:
+                self._give_back(charge)
+            claim.doubtful.clear()
+
     def _give_back(self, charge: Charge) -> None:
         """Undo a charge that was written, or may have been."""
         charge.is_settled = True
@@ -202,7 +217,8 @@ class Account:
                 counted = Amount(*map(max, charge.paid, used))
                 if draft.settle(charge.idempotency_key, charge.owner, counted):
                     self._refund(draft, charge, less(charge.amount, less(counted, charge.paid)))
-            if await self._replace(store, draft, []):
+            answer = await self._replace(store, draft, {})
+            if answer.is_written:
                 return
             self._endings = endings + self._endings
 
@@ -213,12 +229,14 @@ class Account:
         draft.prune(self._clock.now_ms() // 1000)
         return draft
 
-    async def _replace(self, store: LedgerStore, draft: Ledger, charges: list[Charge]) -> bool:
+    async def _replace(
+        self, store: LedgerStore, draft: Ledger, charges: Mapping[Claim, Charge]
+    ) -> StoreAnswer:
         """Replace the ledger in the store by a draft that goes on from this one.
 
         Returns:
-            False if another router was faster; then this ledger has what it wrote, and not the
-            draft.
+            What became of it. If another router was faster, this ledger has what that one wrote,
+            and not the draft. If the store had something else than was known, it has both.
         """
         self.is_dirty = False  # what changes from here on is not in the draft
         moved_s = self._clock.moved_s
@@ -227,21 +245,24 @@ class Account:
         except BaseException:
             self._adopt(draft, moved_s)
             self.is_dirty = True
-            for charge in charges:
-                self._give_back(charge)
+            for claim, charge in charges.items():
+                claim.doubtful.append(charge)
+                if claim not in self._waiting:
+                    self.leave(claim)
             raise
         if answer.is_written:
-            self._adopt(draft, moved_s)
+            self._adopt(draft, moved_s, has_runs=answer.is_expected or not charges)
         if not answer.is_expected:
             self.is_dirty = True  # what was found and what is here are not together in the store
         self._merge(answer)
-        return answer.is_written
+        return answer
 
-    def _adopt(self, draft: Ledger, moved_s: int) -> None:
+    def _adopt(self, draft: Ledger, moved_s: int, *, has_runs: bool = True) -> None:
+        """Go on from a draft; without its runs, if they begin again by what others have begun."""
         # The answer may have moved the clock, and this ledger with it.
         draft.shift(self._clock.moved_s - moved_s)
         # Merged, not assigned: refunds may have come to the ledger since.
-        self.ledger.merge(draft.slots, draft.runs)
+        self.ledger.merge(draft.slots, draft.runs if has_runs else {})
 
     def _merge(self, answer: StoreAnswer) -> None:
         self._known = answer.known

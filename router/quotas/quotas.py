@@ -111,7 +111,7 @@ class Quotas:
         outcome = claim.outcome
         if outcome is None:
             self._on_local_decision()
-            outcome = account.decide_locally(claim)
+            outcome = account.decide_locally(claim, self._sharing_alone())
             self._wake.set()
         if isinstance(outcome, RateLimited):
             raise outcome
@@ -153,6 +153,13 @@ class Quotas:
         left_ms = since_ms + GRACE_MS - self._clock.now_ms()
         is_young = since_ms != NEVER_MS and left_ms > 0
         return Sharing(self._num_routers, is_young, left_ms / 1000 if is_young else None)
+
+    def _sharing_alone(self) -> Sharing:
+        """Without the store, be it for a single call: others may be granting as much."""
+        sharing = self._sharing()
+        if sharing.is_share_only or self._num_routers == 1:
+            return sharing
+        return Sharing(self._num_routers, is_share_only=True, ends_s=PERIOD_S)
 
     # --- the store --------------------------------------------------------------------------------
 

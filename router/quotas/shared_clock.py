@@ -44,6 +44,7 @@ class SharedClock:
         self._on_set = on_set
         self._offset_ms = 0
         self._epoch = ""
+        self._base = ""
         self._is_written = True
         """False while this router has an epoch that the store has not."""
         self.version = 0
@@ -64,7 +65,8 @@ class SharedClock:
 
     def next_value(self) -> StoredValue:
         """Return what this router would write now."""
-        value = ClockValue(self._epoch or self._new_epoch(), self.now_ms(), self.lost_ms)
+        epoch = self._epoch or self._new_epoch()
+        value = ClockValue(epoch, self.now_ms(), self._base or epoch, self.lost_ms)
         return StoredValue(self.version + 1, self._codec.write_clock(CLOCK, value))
 
     def wrote(self, value: StoredValue, found: StoredValue) -> bool:
@@ -85,6 +87,7 @@ class SharedClock:
         written = self._codec.read_clock(CLOCK, value.content)
         if written is not None:
             self._epoch = written.epoch
+            self._base = written.base
         return False
 
     def see(self, found: StoredValue, known: int) -> bool:
@@ -104,11 +107,16 @@ class SharedClock:
         if found.version < self.version:  # read before something newer that was seen meanwhile
             return False
         is_lost = self.is_shared and value.epoch != self._epoch
+        if is_lost and value.base != self._base and value.now_ms < self.now_ms():
+            # Time does not go back: the others move to this one, which gets a new epoch.
+            self.version = found.version
+            return self._note_loss(value)
         if is_lost:
             self._join(value)
         self.follow(value.now_ms)
         self.version = found.version
         self._epoch = value.epoch
+        self._base = value.base
         self._is_written = True
         # Whoever began the new epoch may have come after the loss, and know of none.
         self.lost_ms = self.now_ms() if is_lost else max(self.lost_ms, value.lost_ms)
@@ -129,16 +137,19 @@ class SharedClock:
         self._on_set(seconds)
 
     def _join(self, value: ClockValue) -> None:
-        """Go on from an epoch's time, with all that was charged: it may count from elsewhere.
+        """Go on from an epoch's time if it is ahead; of another base, with all that was charged.
 
-        Less than a second is no other time, but how far clocks drift that were one until now: what
-        was charged stays in its second, in which its writer has it, too, and is not counted twice.
+        Of the same, clocks have only drifted: what was charged stays in its second, in which its
+        writer has it, too, and is not counted twice.
         """
-        ahead_ms = max(0, value.now_ms - self.now_ms())
-        if ahead_ms < 1000:
+        ahead_ms = value.now_ms - self.now_ms()
+        if ahead_ms < 0:
+            return
+        if value.base == self._base:
             self._offset_ms += ahead_ms
         else:
             self._move(ahead_ms)
+            self._base = value.base
 
     def _note_loss(self, value: ClockValue | None) -> bool:
         # Once, however many calls see it before the store has the new epoch.

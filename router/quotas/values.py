@@ -25,6 +25,8 @@ class ClockValue(NamedTuple):
     epoch: str
     """Changes when the store is found to have lost something."""
     now_ms: int
+    base: str
+    """Names the time that is counted: routers that began apart have several, until they meet."""
     lost_ms: int
     """When that was found last; below 0: never."""
 

@@ -17,6 +17,7 @@ To add a fault:
        workers    inside a worker: blocks, steps, callbacks
        store      the store of members
        prefix_index  the store of the prefix index, and what stands in it
+       quotas     the store of quotas, and the clocks by which routers count
 
    It gets the `Injection` (the cluster, the seed's randomness) and the `Fault` (its victim's
    number, its duration), and calls `bite` once it has changed something: a fault that touched

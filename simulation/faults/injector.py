@@ -10,7 +10,7 @@ import random
 from collections.abc import Sequence
 
 from simulation.cluster import SimCluster
-from simulation.faults import nodes, prefix_index, store, streams, workers
+from simulation.faults import nodes, prefix_index, quotas, store, streams, workers
 from simulation.faults.injection import Inflict, Injection
 from simulation.faults.kinds import ODDS, Fault, Kind, Where
 from simulation.faults.wire import WireFaults
@@ -21,6 +21,7 @@ INFLICT: dict[Kind, Inflict] = {
     **workers.FAULTS,
     **store.FAULTS,
     **prefix_index.FAULTS,
+    **quotas.FAULTS,
 }
 
 

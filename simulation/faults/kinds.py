@@ -58,6 +58,15 @@ class Kind(StrEnum):
     INDEX_FORGED = "index_forged"
     INDEX_DEAD = "index_dead"
     INDEX_BEHIND = "index_behind"
+    QUOTAS_DOWN = "quotas_down"
+    QUOTAS_FROZEN = "quotas_frozen"
+    QUOTAS_CUT = "quotas_cut"
+    QUOTAS_EMPTY = "quotas_empty"
+    QUOTAS_OLDER = "quotas_older"
+    QUOTAS_ANSWER_LOST = "quotas_answer_lost"
+    ROUTER_CLOCK_LEAP = "router_clock_leap"
+    ROUTER_CLOCK_DRIFT = "router_clock_drift"
+    ROUTER_CLOCK_STOP = "router_clock_stop"
 
 
 class Where(Enum):
@@ -76,6 +85,7 @@ class Part(Enum):
 
     SERVING = auto()
     PREFIX_INDEX = auto()
+    QUOTAS = auto()
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +150,15 @@ ODDS: dict[Kind, Odds] = {
     Kind.INDEX_FORGED: Odds(part=Part.PREFIX_INDEX),
     Kind.INDEX_DEAD: Odds(part=Part.PREFIX_INDEX),
     Kind.INDEX_BEHIND: Odds((0.5, 6.0), part=Part.PREFIX_INDEX),
+    Kind.QUOTAS_DOWN: Odds((0.02, 6.0), part=Part.QUOTAS),
+    Kind.QUOTAS_FROZEN: Odds((0.02, 6.0), part=Part.QUOTAS),
+    Kind.QUOTAS_CUT: Odds((0.5, 6.0), part=Part.QUOTAS),
+    Kind.QUOTAS_EMPTY: Odds(part=Part.QUOTAS),
+    Kind.QUOTAS_OLDER: Odds((0.05, 2.0), part=Part.QUOTAS),
+    Kind.QUOTAS_ANSWER_LOST: Odds(part=Part.QUOTAS),
+    Kind.ROUTER_CLOCK_LEAP: Odds((0.1, 30.0), part=Part.QUOTAS),
+    Kind.ROUTER_CLOCK_DRIFT: Odds((0.5, 6.0), part=Part.QUOTAS),
+    Kind.ROUTER_CLOCK_STOP: Odds((0.2, 6.0), part=Part.QUOTAS),
 }
 
 

@@ -79,7 +79,7 @@ async def _clock(injection: Injection, fault: Fault) -> None:
     """Let a worker's clock leap: forward, as a monotonic clock after a machine's sleep."""
     node = injection.pick(fault, sorted(injection.cluster.units))
     if node is not None:
-        injection.cluster.clocks[node].offset_s += abs(fault.for_s)
+        injection.cluster.clocks[node].leap(abs(fault.for_s))
         injection.bite(fault)
 
 

@@ -232,6 +232,24 @@ async def test_an_idempotency_key_is_charged_once_over_all_routers(fleet):
         assert (await post(one, 391, idempotency_key="order 18")).status_code == 429
 
 
+async def test_a_stream_with_event_ids_is_charged_once_however_often_it_is_resumed(fleet):
+    """Also if its client has named no id: it has the one that its events carry."""
+    body = {"prompt": PROMPT, "max_tokens": 590, "stream": True}
+    async with fleet.router().opened() as one, fleet.router().opened() as two:
+        async with one.web("acme") as http:
+            reply = await http.post(
+                "/v1/completions", json=body, headers={"x-baton-event-ids": "1"}
+            )
+        assert (reply.status_code, left(reply)) == (200, 400)
+        ids = [line[4:] for line in reply.text.splitlines() if line.startswith("id: ")]
+        request_id = ids[0].rpartition(":")[0]
+        async with two.web("acme") as http:
+            reply = await http.post(
+                "/v1/completions", json=body, headers={"last-event-id": f"{request_id}:1"}
+            )
+        assert (reply.status_code, left(reply)) == (200, 400)
+
+
 async def test_an_emptied_redis_forgets_nothing_that_a_router_knew(fleet):
     async with fleet.router().opened() as one, fleet.router().opened() as two:
         assert (await post(one, 590)).status_code == 200

@@ -162,6 +162,17 @@ async def test_a_named_request_is_charged_once(quotas):
 
 
 @with_one_router
+async def test_a_stream_that_is_resumed_by_the_id_it_was_given_is_charged_once(quotas):
+    it = charging(quotas, tokens_per_minute=1000)
+    await it.charge([params(max_tokens=100)], [made()], is_resumable=True)
+    assert tokens_left(it) == 890
+    await it.charge([params("r", max_tokens=100)], [made()], is_resumable=True)
+    assert tokens_left(it) == 890
+    await it.charge([params(max_tokens=100)], [made()])
+    assert tokens_left(it) == 780, "without an id that its client learns, it is another one"
+
+
+@with_one_router
 async def test_another_request_under_the_same_name_is_charged_by_itself(quotas):
     """A key would buy a minute of any prompts for the price of one."""
     it = charging(quotas, tokens_per_minute=1000)

@@ -85,7 +85,7 @@ class Service:
         self.made += [await self._maker.make(wish) for wish in wishes]
         return self.made[-len(wishes) :]
 
-    async def charge(self, wishes, made):
+    async def charge(self, wishes, made, *, is_resumable):
         return None
 
     def open(self, *requests, charge=None):

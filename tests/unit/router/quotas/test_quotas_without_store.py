@@ -65,6 +65,23 @@ async def test_one_of_several_that_leaves_while_they_are_charged_pays_nothing():
 
 
 @virtual
+async def test_who_leaves_takes_nothing_back_that_a_copy_of_the_request_leans_on():
+    """The copy found it charged, and pays nothing itself."""
+    async with Routers(2, MemoryQuotaStore(lambda: 0.01)) as (one, two):
+        first = asyncio.create_task(take(one, 900, "x"))
+        await asyncio.sleep(0.012)
+        copy = asyncio.create_task(take(two, 900, "x"))
+        await asyncio.sleep(0.003)
+        assert not first.done()
+        first.cancel()  # charged at the store, which one does not know yet
+        await asyncio.gather(first, return_exceptions=True)
+        assert (await copy).amount.tokens == 0
+        await asyncio.sleep(0.5)
+        assert not await take(one, 101)
+        assert await take(two, 100)
+
+
+@virtual
 async def test_without_the_store_each_router_grants_its_share_and_waits_for_nobody():
     async with Routers(2) as routers:
         one, two = routers
@@ -85,6 +102,18 @@ async def test_without_the_store_each_router_grants_its_share_and_waits_for_nobo
         assert not await take(two, 901)
         assert await take(two, 300)
         assert not await take(two, 1)
+
+
+@virtual
+async def test_also_the_first_calls_that_fail_grant_no_more_than_a_share():
+    """All that come within the first 50 ms are decided before the store is known to be away."""
+    async with Routers(2) as routers:
+        routers.store.mode = "slow"
+        charges = await asyncio.gather(*(take(q, 100) for q in routers.made for _ in range(9)))
+        assert not routers[0].is_local
+        assert [charge is not None for charge in charges] == 2 * [*5 * [True], *4 * [False]]
+        error = await refused(routers[0], 100)
+        assert error.retry_after_s == PERIOD_S, "the next call may not fail"
 
 
 @virtual
@@ -146,7 +175,7 @@ async def test_an_emptied_store_forgets_nothing_that_a_router_knew():
 
 @virtual
 async def test_a_charge_counts_once_after_a_loss_however_clocks_have_drifted():
-    for drift_s in (-0.9, -0.4, 0.4):
+    for drift_s in (-20.0, -0.9, -0.4, 0.4, 3.0):
         clocks = [Shifted(), Shifted()]
         async with Routers(2, clocks=clocks) as routers:
             one, two = routers
@@ -193,6 +222,29 @@ async def test_the_first_to_see_an_emptied_store_may_be_new_and_count_from_elsew
 
 
 @virtual
+async def test_who_meets_others_that_began_anew_and_count_from_elsewhere_frees_nobody():
+    """It was cut off meanwhile, for longer than it had lived: their clock is the younger one."""
+    for ahead_s in (100_000.0, 300_000.0):
+        async with Routers(2, clocks=[Shifted(200_000.0), Shifted(0.0)]) as routers:
+            one, two = routers
+            assert await take(one, 100)
+            await routers.kill(one)  # it stands still, and goes on below
+            await routers.kill(two)
+            routers.store.empty()
+            fresh = routers.new("fresh", Shifted(ahead_s))
+            routers.start(fresh)
+            await asyncio.sleep(10)
+            assert await take(fresh, 700)
+            routers.start(one)
+            await asyncio.sleep(PERIOD_S + GRACE_S + 0.5)
+            for quotas in (one, fresh):
+                assert not await take(quotas, 201), ahead_s
+            assert await take(one, 200), ahead_s
+            await asyncio.sleep(64)
+            assert await take(fresh, 1000), ahead_s
+
+
+@virtual
 async def test_a_charge_counts_once_if_its_call_finds_another_clock_in_an_emptied_store():
     async with Routers(2) as routers:
         one, two = routers
@@ -223,6 +275,24 @@ async def test_no_router_grants_by_what_it_knows_if_a_new_one_was_first_at_an_em
         for quotas in routers:
             assert not await take(quotas, 200)
         assert await take(routers[0], 30)
+
+
+@virtual
+async def test_what_was_charged_after_a_loss_counts_though_its_version_was_known_with_less():
+    """The call of the third is told so when it has charged: beyond the limit, or a copy anew."""
+    for request_id, charged in (("", None), ("x", 0)):
+        async with Routers(3) as routers:
+            one, two, three = routers
+            assert await take(one, 700)
+            routers.store.empty()
+            await asyncio.sleep(PERIOD_S + 0.1)
+            for _ in range(5):  # it knows later versions than others
+                assert await take(three, 1)
+            routers.store.empty()
+            assert await take(two, 1)
+            assert await take(two, 270, "x")
+            charge = await take(three, 270, request_id)
+            assert (charge and charge.amount.tokens) == charged, request_id
 
 
 @virtual

@@ -23,7 +23,7 @@ def test_a_ledger_comes_back_as_it_was():
 
 
 def test_a_clock_comes_back_as_it_was():
-    value = ClockValue("a:1", 5, -1)
+    value = ClockValue("a:1", 5, "a:0", -1)
     assert CODEC.read_clock("clock", CODEC.write_clock("clock", value)) == value
 
 
@@ -39,5 +39,5 @@ def test_what_no_router_of_this_cluster_wrote_there_is_not_read():
 
 
 def test_a_value_of_another_kind_is_not_read():
-    clock = CODEC.write_clock("key", ClockValue("a:1", 5, -1))
+    clock = CODEC.write_clock("key", ClockValue("a:1", 5, "a:0", -1))
     assert CODEC.read_ledger("key", clock) is None
