@@ -11,7 +11,7 @@ import grpc
 import grpc.aio
 import pytest
 from support.http_server import HttpFixture, read_all, status
-from support.router_servers import RouterServers, counted, log_lines
+from support.router_servers import RouterServers, answer_of, counted, log_lines, until
 
 from core.types import GenerateRequest, SamplingParams
 from protos.baton.v1 import generation_pb2 as pb
@@ -54,10 +54,10 @@ def full(servers):
     return servers.service._admission.permit(RUNNING)
 
 
-def head(servers, path, num_bytes, more=""):
+def head(servers, path, num_bytes, more="", name="acme"):
     return (
         f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n{more}"
-        f"authorization: Bearer {servers.keys['acme']}\r\ncontent-length: {num_bytes}\r\n\r\n"
+        f"authorization: Bearer {servers.keys[name]}\r\ncontent-length: {num_bytes}\r\n\r\n"
     ).encode()
 
 
@@ -144,6 +144,43 @@ async def test_who_fails_or_leaves_on_the_way_leaves_its_place(servers, end):
         assert (await end_of(servers, "Chat")).code().name != "UNAVAILABLE"
         while len(admission._arriving):
             await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("server", ["http", "grpc"])
+async def test_who_runs_has_left_its_place_though_its_answer_is_to_come(servers, server):
+    servers.wait_for_workers()
+    admission = servers.service._admission
+    async with servers.web("acme") as http:
+        body, message = {"prompt": "a"}, pb.GenerateRequest(text="a")
+        running = asyncio.ensure_future(
+            http.post(PATHS[0], json=body)
+            if server == "http"
+            else answer_of(servers.call("Generate", message, "acme"))
+        )
+        await until(lambda: admission.num_running)
+        assert not len(admission._arriving) and not len(admission._whole)
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+
+async def test_half_sent_bodies_refuse_none_that_is_whole(tmp_path):
+    # Its prompt is wrong, which is seen only when it is made.
+    body, streams = json.dumps({"prompt": [1 << 40]}).encode(), []
+    async with RouterServers(tmp_path, max_running=1, max_queued=1).opened() as servers:
+        app = CountingApp(servers.app)
+        async with HttpFixture(app=app) as server:
+            for num, name in enumerate(("acme", "acme", "bulk"), 1):
+                streams.append(await server.connect())
+                streams[-1][1].write(head(servers, PATHS[0], len(body), name=name))
+                while app.num_reads < num:
+                    await asyncio.sleep(0.01)
+            # The third has taken the place of the second, whose body comes all the same.
+            reader, writer = streams[1]
+            writer.write(body)
+            assert status(await reader.readuntil(b"}}")) == 400
+            assert len(servers.service._admission._arriving) == 2
+            for _, writer in streams:
+                writer.close()
 
 
 async def test_a_connection_goes_on_behind_a_body_that_was_not_read(servers):

@@ -8,6 +8,7 @@ SERVERS = "tests/component/test_tiers.py::"
 QUEUES = "tests/unit/router/test_tier_queues.py::"
 ADMISSION = "tests/unit/router/test_admission.py::"
 ARRIVALS = "tests/unit/router/test_admission_arrivals.py::"
+FREE = "test_a_permit_is_free_if_those_who_arrive_before_leave_one_and_one_of_the_tiers_share"
 ENGINE = "tests/unit/engine/scheduling/test_scheduler_tiers.py::"
 CLUSTER = "tests/simulation/test_tier_rules.py::"
 TENANTS = "tests/unit/router/test_fair_queue.py::"
@@ -207,14 +208,13 @@ BUGS = [
         "router/admission.py",
         "self._may_run_now(tier, arriving.num_own + 1)",
         "self._may_run_now(tier, 1)",
-        ARRIVALS + "test_those_who_arrive_take_of_their_tiers_share",
+        ARRIVALS + FREE,
     ),
     Bug(
         "arrivals of other tiers take no permits",
         "router/admission.py",
         "            and self.num_running + arriving.num_requests < self._max_running\n",
         "",
-        ARRIVALS
-        + "test_a_higher_tiers_arrivals_leave_no_permit_to_a_lower_one_that_has_its_share_left",
+        ARRIVALS + FREE,
     ),
 ]

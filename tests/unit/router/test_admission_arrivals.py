@@ -134,40 +134,26 @@ def test_a_newcomer_waits_for_those_who_arrive_before_it(num_arriving, is_refuse
     run_virtual(main())
 
 
-@pytest.mark.parametrize(("num_arriving", "is_free"), [(2, True), (3, False)])
-async def test_a_permit_is_free_for_a_newcomer_if_one_is_left_by_those_who_arrive(
-    num_arriving, is_free
+@pytest.mark.parametrize(
+    ("tier", "num_arriving", "are_free"),
+    [
+        ("high", 2, {"high": True, "low": True}),
+        ("high", 3, {"high": False, "low": False}),
+        ("low", 1, {"high": True, "low": True}),
+        ("low", 2, {"high": True, "low": False}),
+    ],
+)
+async def test_a_permit_is_free_if_those_who_arrive_before_leave_one_and_one_of_the_tiers_share(
+    tier, num_arriving, are_free
 ):
-    admission, log, until = Admission(4, 99, 30.0), [], asyncio.Event()
-    tasks = await started(admission, log, until, in_tier("standard"))
-    with ExitStack() as places:
-        for _ in range(num_arriving):
-            places.enter_context(arriving(admission, "standard", "t"))
-        assert admission._ahead_of_newcomer("standard", "t").is_free == is_free
-        assert admission._ahead_of("standard", "t").is_free
-    until.set()
-    await asyncio.gather(*tasks)
-
-
-async def test_a_higher_tiers_arrivals_leave_no_permit_to_a_lower_one_that_has_its_share_left():
-    admission, log, until = Admission(4, 99, 30.0, tiers=TIERS), [], asyncio.Event()
-    tasks = await started(admission, log, until, in_tier("low"))
-    with ExitStack() as places:
-        for _ in range(3):
-            places.enter_context(arriving(admission, "high", "t"))
-        assert not admission._ahead_of_newcomer("low", "t").is_free
-    until.set()
-    await asyncio.gather(*tasks)
-
-
-@pytest.mark.parametrize(("num_arriving", "is_free"), [(1, True), (2, False)])
-async def test_those_who_arrive_take_of_their_tiers_share(num_arriving, is_free):
     admission, log, until = Admission(4, 99, 30.0, tiers=TIERS), [], asyncio.Event()
     tasks = await started(admission, log, until, in_tier("low"))
     with ExitStack() as places:
         for _ in range(num_arriving):
-            places.enter_context(arriving(admission, "low", "t"))
-        assert admission._ahead_of_newcomer("low", "t").is_free == is_free
-        assert admission._ahead_of_newcomer("high", "t").is_free
+            places.enter_context(arriving(admission, tier, "t"))
+        for name, is_free in are_free.items():
+            assert admission._ahead_of_newcomer(name, "t").is_free == is_free
+            # Those who arrive are behind one that is made.
+            assert admission._ahead_of(name, "t").is_free
     until.set()
     await asyncio.gather(*tasks)
