@@ -101,7 +101,8 @@ class GenerationService:
     def _arriving(self, params: RequestParams) -> Iterator[None]:
         """Count a request as arriving in the tier that it asks for, while it is made."""
         calls.arrived()
-        leave = self._admission.arrive(self._builder.tier_of(params), params.identity.tenant)
+        tier = self._builder.tier_of(params)
+        leave = self._admission.arrive(tier, params.identity.tenant, is_whole=True)
         try:
             yield
         finally:

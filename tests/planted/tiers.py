@@ -154,8 +154,8 @@ BUGS = [
     Bug(
         "whoever is still being made is not counted",
         "router/service.py",
-        "with self._arriving(all_params[0]):",
-        "if True:",
+        "leave = self._admission.arrive(tier, params.identity.tenant, is_whole=True)",
+        "leave = calls.arrived",
         "tests/component/test_early_refusals.py"
         "::test_a_burst_is_refused_while_those_before_it_are_still_tokenized",
     ),
@@ -180,20 +180,20 @@ BUGS = [
         "        calls.arrived()\n",
         "",
         "tests/component/test_early_refusals.py"
-        "::test_who_fails_or_leaves_on_the_way_leaves_its_place",
+        "::test_who_runs_has_left_its_place_though_its_answer_is_to_come",
     ),
     Bug(
         "arrivals have as many places as the queue alone",
         "router/admission.py",
-        "            max_running + max_queued,\n",
-        "            max_queued,\n",
+        "max_arriving = max_running + max_queued\n",
+        "max_arriving = max_queued\n",
         ARRIVALS + "test_as_many_arrive_as_could_run_or_wait",
     ),
     Bug(
         "a tier that may not wait may not arrive",
         "router/admission.py",
-        "tier.model_copy(update=NO_QUEUE_LIMITS)",
-        "tier",
+        "t.model_copy(update=NO_QUEUE_LIMITS)",
+        "t",
         ARRIVALS + "test_who_may_not_wait_may_arrive_while_permits_are_free",
     ),
     Bug(
@@ -216,5 +216,26 @@ BUGS = [
         "            and self.num_running + arriving.num_requests < self._max_running\n",
         "",
         ARRIVALS + FREE,
+    ),
+    Bug(
+        "a request that is whole waits for bodies that still come",
+        "router/service.py",
+        "params.identity.tenant, is_whole=True)",
+        "params.identity.tenant)",
+        "tests/component/test_early_refusals.py::test_half_sent_bodies_refuse_none_that_is_whole",
+    ),
+    Bug(
+        "heads do not wait for requests that are whole",
+        "router/admission.py",
+        "(self._arriving, self._whole) if is_whole",
+        "(self._whole,) if is_whole",
+        ARRIVALS + "test_a_newcomer_waits_for_those_who_arrive_before_it",
+    ),
+    Bug(
+        "requests that are whole do not wait for one another",
+        "router/admission.py",
+        "(self._arriving, self._whole) if is_whole",
+        "(self._arriving,) if is_whole",
+        ARRIVALS + "test_a_newcomer_waits_for_those_who_arrive_before_it",
     ),
 ]

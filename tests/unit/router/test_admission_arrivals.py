@@ -14,8 +14,8 @@ from simulation.loop import run_virtual
 
 
 @contextmanager
-def arriving(admission, tier, tenant):
-    leave = admission.arrive(tier, tenant)
+def arriving(admission, tier, tenant, **fields):
+    leave = admission.arrive(tier, tenant, **fields)
     try:
         yield
     finally:
@@ -50,17 +50,28 @@ async def test_a_place_that_is_left_twice_is_left_once():
             admission.check_open("standard", "t")
 
 
-def test_who_takes_long_to_arrive_is_not_waited_for():
+@pytest.mark.parametrize("is_whole", [False, True])
+def test_who_takes_long_to_arrive_is_not_waited_for(is_whole):
     async def main():
         admission = Admission(1, 0, 30.0)
-        with arriving(admission, "standard", "t"):
+        with arriving(admission, "standard", "t", is_whole=is_whole):
             await asyncio.sleep(MAX_ARRIVAL_S)
             with pytest.raises(QueueFull):
-                admission.check_open("standard", "t")
+                admission.check_open("standard", "t", is_whole=is_whole)
             await asyncio.sleep(0.1)
-            admission.check_open("standard", "t")
+            admission.check_open("standard", "t", is_whole=is_whole)
 
     run_virtual(main())
+
+
+async def test_bodies_that_still_come_keep_no_place_from_one_that_is_whole():
+    admission = Admission(1, 0, 30.0)
+    with arriving(admission, "standard", "t"):
+        with arriving(admission, "standard", "t", is_whole=True):
+            for is_whole in (False, True):
+                with pytest.raises(QueueFull):
+                    admission.check_open("standard", "t", is_whole=is_whole)
+        admission.check_open("standard", "t", is_whole=True)
 
 
 async def test_who_comes_for_another_tier_takes_no_place_that_its_own_does_not_have():
@@ -110,24 +121,38 @@ async def test_nobody_arrives_at_a_router_that_drains():
         pytest.fail("it drains")
 
 
-@pytest.mark.parametrize(("num_arriving", "is_refused"), [(9, False), (10, True)])
-def test_a_newcomer_waits_for_those_who_arrive_before_it(num_arriving, is_refused):
+@pytest.mark.parametrize(
+    ("num_heads", "num_whole", "is_whole", "is_refused"),
+    [
+        (9, 0, False, False),
+        (10, 0, False, True),
+        (5, 5, False, True),
+        (90, 9, True, False),
+        (0, 10, True, True),
+    ],
+)
+def test_a_newcomer_waits_for_those_who_arrive_before_it(
+    num_heads, num_whole, is_whole, is_refused
+):
     async def main():
-        tiers = {"high": TierConfig(queue_wait_s=5.5)}
-        admission, log, until = Admission(2, 99, 30.0, tiers=tiers), [], asyncio.Event()
+        # Whose body is not here yet might ask for the lower tier, which has room.
+        tiers = {"high": TierConfig(queue_wait_s=5.5), "low": TierConfig(delay_s=60.0)}
+        admission, log, until = Admission(2, 99, 99.0, tiers=tiers), [], asyncio.Event()
         tasks = await started(admission, log, until, *[in_tier("high") for _ in range(3)])
         for _ in range(MIN_INTERVALS + 1):
             await asyncio.sleep(0.5)
             admission._shedding.released("high", is_awaited=True)
         # It waits for one that waits, those who arrive, and its own turn.
         with ExitStack() as places:
-            for _ in range(num_arriving):
-                places.enter_context(arriving(admission, "high", "t"))
+            for _ in range(num_whole):
+                places.enter_context(arriving(admission, "high", "t", is_whole=True))
+            for _ in range(num_heads):
+                places.enter_context(arriving(admission, "high", "t", others=["low"]))
             if is_refused:
                 with pytest.raises(TooLate, match=r"6\.00 s for a permit"):
-                    admission.check_open("high", "t")
+                    admission.check_open("high", "t", is_whole=is_whole)
             else:
-                admission.check_open("high", "t")
+                admission.check_open("high", "t", is_whole=is_whole)
         until.set()
         await asyncio.gather(*tasks)
 
@@ -152,7 +177,8 @@ async def test_a_permit_is_free_if_those_who_arrive_before_leave_one_and_one_of_
         for _ in range(num_arriving):
             places.enter_context(arriving(admission, tier, "t"))
         for name, is_free in are_free.items():
-            assert admission._ahead_of_newcomer(name, "t").is_free == is_free
+            among = admission._arriving
+            assert admission._ahead_of_newcomer(name, "t", among).is_free == is_free
             # Those who arrive are behind one that is made.
             assert admission._ahead_of(name, "t").is_free
     until.set()
