@@ -138,7 +138,7 @@ class GenerationService:
         Raises:
             ServingError: As for a request with these parameters.
         """
-        return await self._prompt_report.of(await self.make_request(params))
+        return await self._prompt_report.of(await self._builder.make(params))
 
     async def charge(
         self, all_params: Sequence[RequestParams], made: Sequence[GenerateRequest]

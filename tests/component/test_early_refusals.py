@@ -197,7 +197,8 @@ async def test_a_connection_goes_on_behind_a_body_that_was_not_read(servers):
 async def test_what_needs_no_permit_is_answered_by_a_full_router(servers):
     async with full(servers), servers.web("acme") as http:
         assert (await http.get("/v1/models")).status_code == 200
-        assert (await http.post("/tokenize", json={"prompt": "abc"})).status_code == 200
+        for path in ("/tokenize", "/prefix-index/explain"):
+            assert (await http.post(path, json={"prompt": "abc"})).status_code == 200
         assert (await http.get(PATHS[0])).status_code == 405
         assert (await servers.call("Tokenize", pb.TokenizeRequest(text="a"), "acme")).token_ids
 

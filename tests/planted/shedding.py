@@ -33,6 +33,13 @@ BUGS = [
         EARLY + "test_who_may_not_ask_gets_the_same_answer_from_a_full_router",
     ),
     Bug(
+        "a full router does not say who holds a prompt",
+        "router/service.py",
+        "await self._builder.make(params))",
+        "await self.make_request(params))",
+        EARLY + "test_what_needs_no_permit_is_answered_by_a_full_router",
+    ),
+    Bug(
         "a router that shuts down counts its refusals over gRPC as the callers' faults",
         "router/grpc/auth.py",
         "        call.refuse(error.code, outcome_of(error))\n",
