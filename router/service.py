@@ -102,6 +102,7 @@ class GenerationService:
         """Count a request as arriving in the tier that it asks for, while it is made."""
         calls.arrived()
         tier = self._builder.tier_of(params)
+        calls.asks_for(tier)
         leave = self._admission.arrive(tier, params.identity.tenant, is_whole=True)
         try:
             yield

@@ -273,6 +273,22 @@ async def test_a_router_that_shuts_down_reads_nothing_more(servers):
     assert counted(servers, "baton_requests_total", outcome="rejected") == 0
 
 
+async def test_what_finds_no_room_once_it_is_read_counts_for_the_tier_that_it_asks_for(tmp_path):
+    tiers = {"batch": {"max_queued": 0}}
+    made = RouterServers(tmp_path, max_running=1, tier="standard", tiers=tiers)
+    async with asyncio.timeout(60), made.opened() as servers, full(servers):
+        async with servers.web("acme") as http:
+            with log_lines() as lines:
+                wish = {"prompt": "abc", "service_tier": "batch"}
+                reply = await http.post(PATHS[0], json=wish)
+        assert reply.json()["error"]["code"] == CODE
+        (line,) = lines
+        assert (line["outcome"], line["tier"]) == (CODE, "batch")
+        for tier, num in (("batch", 1), ("standard", 0)):
+            missed = {"tier": tier, "result": "missed"}
+            assert counted(servers, "baton_slo_requests_total", **missed) == num
+
+
 async def test_a_caller_is_refused_early_only_where_no_tier_open_to_it_has_room(tmp_path):
     tiers = {"interactive": {"max_queued": 0}, "standard": {"max_queued": 0}}
     for tier, last in (("interactive", {"max_queued": 0}), ("standard", {})):
