@@ -7,11 +7,11 @@ workers; leaves to `router.tier_queues` who goes next and who makes room, and to
 A request takes a permit for each of its choices. A tier takes no more than its share of them,
 whatever it asks for: the others find what is left.
 
-A request arrives from its head until it is made: while its body comes and waits for a tokenizer. It
-will want a permit, so newcomers are refused for it as for one that waits. Otherwise a burst would
-pass as long as the queue looks empty, and be refused only after all the work that early refusal is
-to save. Who takes long to arrive is not waited for, and whoever is whole goes before those whose
-bodies still come: they may come slowly, or never, while permits are free.
+A request arrives from its head until it could run: while its body comes, is tokenized, and is
+charged to its key. It will want a permit, so newcomers are refused for it as for one that waits.
+Otherwise a burst would pass as long as the queue looks empty, and be refused only after all the
+work that early refusal is to save. Who takes long to arrive is not waited for, and whoever is whole
+goes before those whose bodies still come: they may come slowly, or never, while permits are free.
 """
 
 from __future__ import annotations

@@ -14,10 +14,9 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from pydantic import BaseModel
 
 from core.errors import InvalidRequest, ModelNotFound, RequestNotFound
-from core.types import ChatPrompt, GenerateRequest
+from core.types import ChatPrompt
 from router import calls, tiers
 from router.access.identities import Right
-from router.charging import ReplyCharge
 from router.http.bodies import (
     ChatBody,
     CompletionBody,
@@ -190,7 +189,7 @@ class HttpApi:
         if last_event:
             all_params = _resumed(all_params, last_event, is_stream=bool(body.stream))
         asked = _asked_by(request, all_params)
-        made, charge = await unless_disconnected(request.receive, self._charged(asked))
+        made, charge = await unless_disconnected(request.receive, self.service.prepare(asked))
         reply = Reply(formatter, made, self.service.model, self.created_now())
         group = self.service.open(*made, charge=charge)
         headers[REQUEST_ID_HEADER] = correlation_of(request) or str(made[0].request_id)
@@ -207,13 +206,6 @@ class HttpApi:
             return JSONResponse(content, headers=headers)
         text = await in_reply_thread(dumps, content, UTF8)
         return Response(text.encode(), headers=headers, media_type=JSONResponse.media_type)
-
-    async def _charged(
-        self, all_params: list[RequestParams]
-    ) -> tuple[list[GenerateRequest], ReplyCharge | None]:
-        made = await self.service.make_requests(all_params)
-        # After tokenizing, which says what they cost, and before any other work.
-        return made, await self.service.charge(all_params, made)
 
     def created_now(self) -> int:
         """Return Unix seconds for a reply's `created`."""

@@ -13,6 +13,7 @@ import pytest
 from support.http_server import HttpFixture, read_all, status
 from support.router_servers import RouterServers, answer_of, counted, log_lines, until
 
+from core.errors import InvalidRequest
 from core.types import GenerateRequest, SamplingParams
 from protos.baton.v1 import generation_pb2 as pb
 from router.grpc.incoming import IncomingMessages
@@ -91,21 +92,22 @@ async def test_a_full_router_refuses_before_it_reads_a_long_body(servers, path):
         assert app.num_bytes == MANY_BYTES
 
 
-async def test_a_burst_is_refused_while_those_before_it_are_still_tokenized(servers, monkeypatch):
+@pytest.mark.parametrize(("part", "method"), [("_builder", "make"), ("charging", "charge")])
+async def test_a_burst_is_refused_while_those_before_it_are_still_tokenized_or_charged(
+    servers, monkeypatch, part, method
+):
     """One permit, nobody runs or waits: the second request would be one too many all the same."""
-    builder, is_made, num_begun = servers.service._builder, asyncio.Event(), 0
-    make = builder.make
+    is_over, num_begun = asyncio.Event(), 0
 
-    async def slow(params):
+    async def slow(*_):
         nonlocal num_begun
         num_begun += 1
-        await is_made.wait()
-        return await make(params)
+        await is_over.wait()
+        raise InvalidRequest("prompt", "is wrong")
 
-    monkeypatch.setattr(builder, "make", slow)
+    monkeypatch.setattr(getattr(servers.service, part), method, slow)
     async with HttpFixture(app=servers.app) as server, servers.web("acme") as http:
-        # Its prompt is wrong, which is seen only when it is made.
-        first = asyncio.create_task(http.post(PATHS[0], json={"prompt": [1 << 40]}))
+        first = asyncio.create_task(http.post(PATHS[0], json={"prompt": "a"}))
         while not num_begun:
             await asyncio.sleep(0.01)
         reader, writer = await server.connect()
@@ -115,10 +117,10 @@ async def test_a_burst_is_refused_while_those_before_it_are_still_tokenized(serv
         assert status(reply) == 503 and code_of(reply) == CODE
         assert (await end_of(servers, "Generate")).code().name == "UNAVAILABLE"
         assert num_begun == 1
-        is_made.set()
+        is_over.set()
         assert (await first).status_code == 400
         # It has failed, and left its place.
-        assert (await http.post(PATHS[0], json={"prompt": [1 << 40]})).status_code == 400
+        assert (await http.post(PATHS[0], json={"prompt": "a"})).status_code == 400
 
 
 @pytest.mark.parametrize("end", ["leaves", "is wrong"])

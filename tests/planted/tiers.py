@@ -157,7 +157,15 @@ BUGS = [
         "leave = self._admission.arrive(tier, params.identity.tenant, is_whole=True)",
         "leave = calls.arrived",
         "tests/component/test_early_refusals.py"
-        "::test_a_burst_is_refused_while_those_before_it_are_still_tokenized",
+        "::test_a_burst_is_refused_while_those_before_it_are_still_tokenized_or_charged",
+    ),
+    Bug(
+        "whoever is being charged is not counted",
+        "router/service.py",
+        "            return made, await self.charging.charge(all_params, made)\n",
+        "        return made, await self.charging.charge(all_params, made)\n",
+        "tests/component/test_early_refusals.py"
+        "::test_a_burst_is_refused_while_those_before_it_are_still_tokenized_or_charged",
     ),
     Bug(
         "a failed arrival keeps its place",
