@@ -289,8 +289,10 @@ def draw_conversation():
         for (x, y), row in zip(at, rows, strict=True):
             value = row[f"{kind}_ttft_s"]["p50"] * 1e3
             parts.append(f'<circle cx="{x:.0f}" cy="{y:.0f}" r="3" fill="{colour}"/>')
+            # Below its point where the two lines may meet; the axis has no room below it.
+            label_y = y + 16 if kind == "with" and y < 200 else y - 8
             parts.append(
-                f'<text x="{x:.0f}" y="{y - 8:.0f}" font-size="11" text-anchor="middle" '
+                f'<text x="{x:.0f}" y="{label_y:.0f}" font-size="11" text-anchor="middle" '
                 f'fill="{colour}">{value:.0f}</text>'
             )
         x, y = at[-1]

@@ -4,6 +4,7 @@ python -m benchmarks.compatibility
 Owns the tables. A row is there because a test or a recorded run is; a failed one says so.
 """
 
+import argparse
 import json
 import subprocess
 import sys
@@ -23,6 +24,7 @@ TESTS = [
     "tests/component/test_chat_templates.py",
     "tests/e2e/golden",
     "tests/unit/router/test_request_builder.py",
+    "tests/unit/router/test_tiers.py",
     "tests/unit/router/grpc/test_requests.py",
     "tests/unit/router/http/test_bodies.py",
     "tests/unit/router/http/test_other_fields.py",
@@ -135,6 +137,7 @@ def client_calls():
 
 
 def main():
+    argparse.ArgumentParser(description=__doc__).parse_args()
     tests = outcomes()
     write(tests, save("compatibility", {"tests": tests}))
     print(OUT.relative_to(ROOT), mark(list(tests.values())))

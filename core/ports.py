@@ -35,7 +35,7 @@ class MessageStream(Protocol):
     """Name of the transport: shm, grpc, gloo and so on."""
 
     async def send(self, message: Any) -> None:  # noqa: ANN401 - a transport does not look inside
-        """Send one message; waits while the peer's window is full.
+        """Send one message; waits while the peer's window is full, which holds 64 or more.
 
         Raises:
             StreamClosed: The stream has ended.
@@ -74,7 +74,7 @@ class Network(Protocol):
         ...
 
     async def listen(self, on_stream: StreamHandler) -> str:
-        """Serve on a free port; returns the address to publish."""
+        """Serve on a free port; returns the address to publish, without `;`."""
         ...
 
     async def close(self) -> None:

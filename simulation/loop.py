@@ -203,7 +203,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
             self.failed.append(task)
 
     def _end_on(self, error: BaseException | None) -> None:
-        """End the run on what is no `Exception`: a test's time limit is no fault of a node."""
+        """End the run on what is no `Exception`, as a test's time limit: no node has failed."""
         if error is not None and not isinstance(error, Exception):
             self._interrupt = error
 

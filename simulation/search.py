@@ -194,9 +194,6 @@ def chosen(
 def shrink(seed: int) -> tuple[list[int], list[int]]:
     """Drop faults, then requests, of a failing seed as long as it still violates something.
 
-    By halves, quarters and so on down to one: few are needed as a rule, and a trial takes a second
-    (Zeller and Hildebrandt's delta debugging, without its complements).
-
     Returns:
         Indices of the faults and of the requests that are needed.
     """
@@ -210,17 +207,12 @@ def shrink(seed: int) -> tuple[list[int], list[int]]:
         return any(not v.startswith("H1") for v in report.violations)
 
     for needed in (faults, requests):
-        num_dropped = (len(needed) + 1) // 2
-        while num_dropped:
-            start = 0
-            while start < len(needed):
-                dropped = needed[start : start + num_dropped]
-                # In their order: it decides which fault meets which message.
-                del needed[start : start + num_dropped]
-                if not fails():
-                    needed[start:start] = dropped
-                    start += num_dropped
-            num_dropped //= 2
+        for index in list(needed):
+            needed.remove(index)
+            # In their order: it decides which fault meets which message.
+            if not fails():
+                needed.append(index)
+                needed.sort()
     return faults, requests
 
 

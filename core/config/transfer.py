@@ -5,17 +5,21 @@ Owns the settings of the hand-over. Does not know transports.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 from pydantic import Field
 
 from core.config.node import Node, Seconds
 
+Transport = Literal["shm", "grpc", "gloo", "nccl", "nixl"]
+TRANSPORTS: tuple[str, ...] = get_args(Transport)
+"""Every name that a config may list."""
+
 
 class TransferConfig(Node):
     """The hand-over of KV."""
 
-    transports: tuple[Literal["shm", "grpc", "gloo", "nccl", "nixl"], ...] = Field(
+    transports: tuple[Transport, ...] = Field(
         ("shm", "grpc"),
         min_length=1,
         description="transports for KV, best first; a pair takes the first it has in common",

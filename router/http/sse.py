@@ -9,7 +9,7 @@ import asyncio
 import json
 from collections.abc import Coroutine
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -21,6 +21,7 @@ from router.http.replies import Reply
 from router.reply_thread import in_reply_thread
 from router.request_stream import StreamGroup, slow_reader
 
+Result = TypeVar("Result")
 HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 KEEP_ALIVE = b": keep-alive\n\n"
 
@@ -141,16 +142,15 @@ async def whole_reply(receive: Receive, reply: Reply, group: StreamGroup) -> dic
         return await in_reply_thread(reply.whole) if reply.is_heavy else reply.whole()
 
     try:
-        body: dict[str, Any] = await unless_disconnected(receive, collect())
-        return body
+        return await unless_disconnected(receive, collect())
     finally:
         await group.close()
 
 
 async def unless_disconnected(
     receive: Receive,
-    work: Coroutine[Any, Any, Any],
-) -> Any:  # noqa: ANN401
+    work: Coroutine[Any, Any, Result],
+) -> Result:
     """Run `work`, and cancel it when the client leaves.
 
     Raises:

@@ -16,6 +16,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from core import metrics
 from core.config import TierConfig, default_tiers
+from core.config.transfer import TRANSPORTS
 from core.errors import ServingError, Unauthenticated, all_errors
 from core.session import FetchOutcome
 from core.timeline import Timeline
@@ -98,7 +99,7 @@ class Telemetry:
             self._counters[metrics.BAD_KEYS].add(0, {"client": client})
         for outcome in FETCH_OUTCOMES:
             self._counters[metrics.PREFIX_FETCHES].add(0, {"outcome": outcome})
-        for transport in ("shm", "grpc"):
+        for transport in TRANSPORTS:
             self._counters[metrics.TRANSFERS].add(0, {"transport": transport})
         for outcome in TokenOutcome:
             self._counters[metrics.PREFIX_TOKENS].add(0, {"outcome": outcome.value})
@@ -145,7 +146,8 @@ class Telemetry:
             outcome = timing.fetch_outcome if known else "failed"
             self._counters[metrics.PREFIX_FETCHES].add(1, {"outcome": outcome})
         if timing.kv_transport:
-            self._counters[metrics.TRANSFERS].add(1, {"transport": timing.kv_transport})
+            transport = timing.kv_transport if timing.kv_transport in TRANSPORTS else "other"
+            self._counters[metrics.TRANSFERS].add(1, {"transport": transport})
         if timing.path:
             self._counters[metrics.ATTEMPTS].add(
                 max(1, len(timing.attempts)), {"path": timing.path}

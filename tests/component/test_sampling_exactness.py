@@ -145,14 +145,14 @@ async def test_prompt_log_probabilities_are_those_of_transformers_also_after_a_p
 @pytest.mark.parametrize("path", ["pd", "local"])
 async def test_a_request_that_leaves_no_token_to_draw_is_the_clients_mistake_and_harms_nobody(path):
     async with InProcessCluster(TINY, "float32", SMALL, path=path) as cluster:
-        casees = [
+        cases = [
             {"allowed_token_ids": (97,), "bad_words": ((97,),)},
             {"allowed_token_ids": (97,), "bad_words": ((97, 97),)},
             {"allowed_token_ids": (257,), "min_tokens": 3},
             {},
         ]
         replies = await asyncio.gather(
-            *(cluster.ask(PROMPT, max_tokens=8, **case) for case in casees)
+            *(cluster.ask(PROMPT, max_tokens=8, **case) for case in cases)
         )
     for reply in replies[:3]:
         assert (

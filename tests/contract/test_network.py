@@ -54,7 +54,8 @@ def with_pair(name, check):
             return await client.dial(address), await asyncio.wait_for(accepted.get(), 5)
 
         try:
-            await check(dial)
+            async with asyncio.timeout(30):
+                await check(dial)
         finally:
             over.set()
             await asyncio.sleep(0)

@@ -8,7 +8,6 @@ import http.client
 import itertools
 import json
 import os
-import socket
 import threading
 from typing import Any
 
@@ -234,11 +233,6 @@ def neighbour(local):
     assert len(seen) > 50 * SHARE and set(seen) == {expected}
     assert sorted(r["pid"] for r in local.status()) == pids, "a worker died"
     assert idle(local) is True
-    assert (
-        count["http"] >= HTTP_CASES
-        and count["grpc"] >= GRPC_CASES
-        and min(count["refused"], count["answered"]) > 1000 * SHARE
-    ), count
 
 
 QUIET = {
@@ -251,9 +245,9 @@ QUIET = {
 @pytest.mark.sampled(2)
 @pytest.mark.timeout(600)
 def test_http_bodies(local, neighbour):
+    # It connects with the first case: one that waited silently for the first cases to be drawn was
+    # cut by the server, beside load.
     connection = http.client.HTTPConnection(local.url.removeprefix("http://"), timeout=20)
-    connection.connect()
-    connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     @settings(max_examples=HTTP_CASES // PER_EXAMPLE, **QUIET)
     @given(st.lists(requests(), min_size=PER_EXAMPLE, max_size=PER_EXAMPLE))
@@ -265,6 +259,7 @@ def test_http_bodies(local, neighbour):
         seed(SEED + number)(all_of)()
         if count["http"] >= HTTP_CASES:
             break
+    assert min(count["refused"], count["answered"]) > 1000 * SHARE, count
 
 
 INTS = st.sampled_from([0, 1, 2, 3, 8, 9, 21, 97, 256, 270, 300, 5000, 2**31 - 1, 2**32 - 1])
@@ -289,15 +284,14 @@ DOUBLES = st.sampled_from(
 )
 STRINGS = TEXTS.filter(lambda t: not any("\ud800" <= c <= "\udfff" for c in t))
 FIELDS = [
-    ("sampling", "temperature", DOUBLES),
+    *(
+        ("sampling", field.name, DOUBLES)
+        for field in pb.SamplingOptions.DESCRIPTOR.fields
+        if field.type in (field.TYPE_DOUBLE, field.TYPE_FLOAT)
+    ),
     ("sampling", "top_k", INTS),
-    ("sampling", "top_p", DOUBLES),
     ("sampling", "n", INTS),
     ("sampling", "seed", st.sampled_from([0, 1, 2**63, 2**64 - 1])),
-    ("sampling", "min_p", DOUBLES),
-    ("sampling", "presence_penalty", DOUBLES),
-    ("sampling", "frequency_penalty", DOUBLES),
-    ("sampling", "repetition_penalty", DOUBLES),
     ("stopping", "max_tokens", st.sampled_from([0, 1, 2, 5000, 2**32 - 1])),
     ("stopping", "min_tokens", INTS),
     ("stopping", "ignore_eos", st.booleans()),

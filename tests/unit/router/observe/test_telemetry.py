@@ -1,4 +1,4 @@
-"""What of a prompt's cached beginning is counted."""
+"""What requests and refusals add to the metrics."""
 
 from types import SimpleNamespace
 
@@ -6,6 +6,7 @@ import pytest
 
 from core import metrics
 from core.config import TierConfig
+from core.config.transfer import TRANSPORTS
 from core.errors import Cancelled, DuplicateRequest, InternalError, TooLate
 from core.prefix_changes import StorageTier
 from core.timeline import Timeline
@@ -15,6 +16,8 @@ from router.prefix_outcome import PromptOutcome, TokenOutcome
 
 SLO = "baton_slo_requests_total"
 HITS = "baton_prefix_storage_hit_tokens_total"
+HAND_OVERS = "baton_kv_transfers_total"
+NOTHING_TIMED = RequestTiming()
 
 
 @pytest.fixture
@@ -45,14 +48,14 @@ def test_outcomes_of_prompts_are_counted_and_each_begins_at_zero(telemetry):
     assert line(telemetry, 'baton_prefix_stale_placements_total{cause="stale"}') == 0
 
 
-def ended(telemetry, tier, ttft_s, error=None):
+def ended(telemetry, tier, ttft_s, error=None, timing=NOTHING_TIMED):
     """A request of four prompt tokens, two of them cached, with two output tokens."""
     timeline = Timeline(10.0)
     timeline.delivered(10.0 + ttft_s, 1)
     timeline.delivered(10.0 + ttft_s + 0.25, 1)
     run = SimpleNamespace(timeline=timeline, request=SimpleNamespace(tier=tier))
     usage = Usage(prompt_tokens=4, completion_tokens=2, cached_tokens=2)
-    telemetry.request_ended(run, RequestEnded(usage, error), "http")
+    telemetry.request_ended(run, RequestEnded(usage, error, timing), "http")
 
 
 def test_tokens_latencies_and_the_slo_are_counted_by_tier():
@@ -74,6 +77,20 @@ def test_tokens_latencies_and_the_slo_are_counted_by_tier():
         assert line(telemetry, 'baton_prefix_hit_tokens_total{tier="batch"}') == 2
         assert line(telemetry, 'baton_ttft_seconds_sum{tier="batch"}') == 50
         assert line(telemetry, 'baton_itl_seconds_count{tier="gold"}') == 4
+    finally:
+        telemetry.close()
+
+
+def test_hand_overs_are_counted_by_transport_and_a_workers_word_is_no_label():
+    telemetry = Telemetry({}, {"gold": TierConfig()})
+    try:
+        for transport in TRANSPORTS:
+            assert line(telemetry, f'{HAND_OVERS}{{transport="{transport}"}}') == 0
+        for word in ("gloo", "gloo", "carrier pigeon", "smoke"):
+            ended(telemetry, "gold", 0.5, timing=RequestTiming(kv_transport=word))
+        assert line(telemetry, f'{HAND_OVERS}{{transport="gloo"}}') == 2
+        assert line(telemetry, f'{HAND_OVERS}{{transport="other"}}') == 2
+        assert b"pigeon" not in telemetry.text()
     finally:
         telemetry.close()
 
