@@ -161,6 +161,7 @@ class Admission:
             Draining: The router is shutting down.
         """
         self._check_draining()
+        self._forget_late_arrivals()
         arriving = self._whole if is_whole else self._arriving
         shortages = []
         for name in dict.fromkeys((tier, *others)):
@@ -182,7 +183,6 @@ class Admission:
     def _ahead_of_newcomer(self, tier: str, tenant: str, among: TierQueues[Waiter]) -> Ahead:
         """Foresee what goes before one that is still to be made: those who arrive, too."""
         now_s = asyncio.get_running_loop().time()
-        _forget_late(among, now_s)
         queued = self._waiting.ahead_of(tier, tenant, now_s)
         arriving = among.ahead_of(tier, tenant, now_s)
         num_ahead = QueuedAhead(
@@ -195,6 +195,13 @@ class Admission:
             and self.num_running + arriving.num_requests < self._max_running
         )
         return self._ahead(tier, num_ahead, is_free)
+
+    def _forget_late_arrivals(self) -> None:
+        since_s = asyncio.get_running_loop().time() - MAX_ARRIVAL_S
+        for arriving in (self._arriving, self._whole):
+            for queue in arriving.by_tier.values():
+                while (first := queue.waiters.oldest) and first.joined_at < since_s:
+                    arriving.leave(first)
 
     def _ahead(self, tier: str, queued: QueuedAhead, is_free: bool) -> Ahead:
         share = self._max_running_of(tier)
@@ -354,12 +361,6 @@ class Admission:
             self._waiting.take(queue)
             self._num_running[waiter.tier] += waiter.num_permits
             waiter.granted.set_result(None)
-
-
-def _forget_late(arriving: TierQueues[Waiter], now_s: float) -> None:
-    for queue in arriving.by_tier.values():
-        while (first := queue.waiters.oldest) and first.joined_at < now_s - MAX_ARRIVAL_S:
-            arriving.leave(first)
 
 
 def _is_granted(settled: asyncio.Future[None]) -> bool:

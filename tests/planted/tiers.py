@@ -233,6 +233,13 @@ BUGS = [
         "tests/component/test_early_refusals.py::test_half_sent_bodies_refuse_none_that_is_whole",
     ),
     Bug(
+        "a body that takes too long keeps the place of one that is whole",
+        "router/admission.py",
+        "        self._forget_late_arrivals()\n",
+        "        if not is_whole:\n            self._forget_late_arrivals()\n",
+        ARRIVALS + "test_one_that_is_whole_takes_the_place_of_a_body_that_takes_too_long",
+    ),
+    Bug(
         "heads do not wait for requests that are whole",
         "router/admission.py",
         "(self._arriving, self._whole) if is_whole",

@@ -64,6 +64,18 @@ def test_who_takes_long_to_arrive_is_not_waited_for(is_whole):
     run_virtual(main())
 
 
+def test_one_that_is_whole_takes_the_place_of_a_body_that_takes_too_long():
+    async def main():
+        admission = Admission(1, 0, 30.0)
+        with arriving(admission, "standard", "t"):
+            await asyncio.sleep(MAX_ARRIVAL_S + 0.1)
+            with arriving(admission, "standard", "t", is_whole=True), pytest.raises(QueueFull):
+                admission.check_open("standard", "t")
+            admission.check_open("standard", "t")
+
+    run_virtual(main())
+
+
 async def test_bodies_that_still_come_keep_no_place_from_one_that_is_whole():
     admission = Admission(1, 0, 30.0)
     with arriving(admission, "standard", "t"):
