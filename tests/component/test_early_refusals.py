@@ -168,7 +168,8 @@ async def test_who_runs_has_left_its_place_though_its_answer_is_to_come(servers,
 async def test_half_sent_bodies_refuse_none_that_is_whole(tmp_path):
     # Its prompt is wrong, which is seen only when it is made.
     body, streams = json.dumps({"prompt": [1 << 40]}).encode(), []
-    async with RouterServers(tmp_path, max_running=1, max_queued=1).opened() as servers:
+    made = RouterServers(tmp_path, max_running=1, max_queued=1)
+    async with asyncio.timeout(60), made.opened() as servers:
         app = CountingApp(servers.app)
         async with HttpFixture(app=app) as server:
             for num, name in enumerate(("acme", "acme", "bulk"), 1):

@@ -43,7 +43,7 @@ BUGS = [
         "a full router does not say who holds a prompt",
         "router/service.py",
         "await self._builder.make(params))",
-        "await self.make_request(params))",
+        "(await self.prepare([params]))[0][0])",
         EARLY + "test_what_needs_no_permit_is_answered_by_a_full_router",
     ),
     Bug(
