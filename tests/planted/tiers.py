@@ -233,6 +233,27 @@ BUGS = [
         "tests/component/test_early_refusals.py::test_half_sent_bodies_refuse_none_that_is_whole",
     ),
     Bug(
+        "a newcomer's own delay does not count where permits are free",
+        "router/admission.py",
+        "time() + self._tiers[tier].delay_s\n",
+        "time()\n",
+        ADMISSION + "test_a_large_request_of_a_lower_tier_is_passed_until_it_is_due",
+    ),
+    Bug(
+        "one that waits for its tier's share holds up free permits",
+        "router/admission.py",
+        "        first = self._next()\n        return not",
+        "        first = next(self._waiting.in_turn(), None)\n        return not",
+        ADMISSION + "test_one_that_waits_for_its_tiers_share_is_passed_however_long_it_has_waited",
+    ),
+    Bug(
+        "fewer are due than have waited their delay",
+        "router/tier_queues.py",
+        "max(1, round(len(self.waiters) * since_s / span_s))",
+        "int(len(self.waiters) * since_s / span_s)",
+        QUEUES + "test_of_those_who_came_evenly_as_many_are_due_as_have_waited_their_delay",
+    ),
+    Bug(
         "a body that takes too long keeps the place of one that is whole",
         "router/admission.py",
         "        self._forget_late_arrivals()\n",

@@ -9,7 +9,7 @@ from support.admission import TIERS, in_tier, started, take
 from core.config import TierConfig
 from core.errors import Draining, QueueFull, TooLate
 from router.admission import MAX_ARRIVAL_S, Admission
-from router.expected_wait import MIN_INTERVALS
+from router.expected_wait import MIN_INTERVALS, Ahead
 from simulation.loop import run_virtual
 
 
@@ -22,16 +22,17 @@ def arriving(admission, tier, tenant, **fields):
         leave()
 
 
-async def test_as_many_arrive_as_could_run_or_wait():
+@pytest.mark.parametrize("is_whole", [False, True])
+async def test_as_many_arrive_as_could_run_or_wait(is_whole):
     admission = Admission(1, 2, 30.0)
     with ExitStack() as places:
         for _ in range(3):
-            places.enter_context(arriving(admission, "standard", "t"))
+            places.enter_context(arriving(admission, "standard", "t", is_whole=is_whole))
         with pytest.raises(QueueFull, match=r"0 requests run and 0 wait, 3 arrive; .* 1 and 2"):
-            admission.check_open("standard", "t")
+            admission.check_open("standard", "t", is_whole=is_whole)
         with (
             pytest.raises(QueueFull, match="3 arrive"),
-            arriving(admission, "standard", "t"),
+            arriving(admission, "standard", "t", is_whole=is_whole),
         ):
             pytest.fail("it has no place")
         # Who has arrived gets what is free: those who still come are behind it.
@@ -94,6 +95,15 @@ async def test_who_comes_for_another_tier_takes_no_place_that_its_own_does_not_h
             admission.arrive("low", "b", ["low", "high"])
 
 
+async def test_who_is_let_in_for_another_tier_alone_is_not_counted():
+    tiers = {"high": TierConfig(), "low": TierConfig(delay_s=60.0)}
+    admission = Admission(1, 1, 30.0, tiers=tiers)
+    with arriving(admission, "high", "a"), arriving(admission, "high", "a"):
+        with arriving(admission, "low", "b", others=["high"]):
+            with pytest.raises(QueueFull, match="2 arrive"):
+                admission.check_open("high", "a")
+
+
 async def test_one_tenants_arrivals_do_not_keep_out_anothers():
     admission = Admission(2, 2, 30.0)
     with ExitStack() as places:
@@ -117,13 +127,14 @@ async def test_a_lower_tiers_arrivals_make_room_for_a_higher_tiers():
         admission.check_open("high", "t")
 
 
-async def test_who_may_not_wait_may_arrive_while_permits_are_free():
+@pytest.mark.parametrize("is_whole", [False, True])
+async def test_who_may_not_wait_may_arrive_while_permits_are_free(is_whole):
     tiers = {"high": TierConfig(max_queued=0)}
     admission = Admission(2, 0, 30.0, tiers=tiers)
-    with arriving(admission, "high", "t"):
-        admission.check_open("high", "t")
-        with arriving(admission, "high", "t"), pytest.raises(QueueFull):
-            admission.check_open("high", "t")
+    with arriving(admission, "high", "t", is_whole=is_whole):
+        admission.check_open("high", "t", is_whole=is_whole)
+        with arriving(admission, "high", "t", is_whole=is_whole), pytest.raises(QueueFull):
+            admission.check_open("high", "t", is_whole=is_whole)
 
 
 async def test_nobody_arrives_at_a_router_that_drains():
@@ -193,5 +204,26 @@ async def test_a_permit_is_free_if_those_who_arrive_before_leave_one_and_one_of_
             assert admission._ahead_of_newcomer(name, "t", among).is_free == is_free
             # Those who arrive are behind one that is made.
             assert admission._ahead_of(name, "t").is_free
+    until.set()
+    await asyncio.gather(*tasks)
+
+
+async def test_before_a_newcomer_are_those_who_run_who_wait_and_who_arrive():
+    admission, log, until = Admission(4, 99, 30.0, tiers=TIERS), [], asyncio.Event()
+    for tier in TIERS:
+        assert admission._ahead_of(tier, "t") == Ahead(0, 0, 0, is_free=True)
+    requests = [in_tier("low"), *[in_tier("high") for _ in range(3)], in_tier("low")]
+    tasks = await started(admission, log, until, *requests)
+    with ExitStack() as places:
+        for tier in ("low", "low", "high"):
+            places.enter_context(arriving(admission, tier, "t"))
+        found = {
+            tier: admission._ahead_of_newcomer(tier, "t", admission._arriving) for tier in TIERS
+        }
+    # Two of low's three permits are left, for the fourth of its own; high may have all permits.
+    assert found == {
+        "high": Ahead(4, 1, 0, is_free=False),
+        "low": Ahead(4, 4, 1, is_free=False, num_own_releases=2),
+    }
     until.set()
     await asyncio.gather(*tasks)
