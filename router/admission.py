@@ -197,10 +197,10 @@ class Admission:
         return self._ahead(tier, num_ahead, is_free)
 
     def _forget_late_arrivals(self) -> None:
-        since_s = asyncio.get_running_loop().time() - MAX_ARRIVAL_S
+        now_s = asyncio.get_running_loop().time()
         for arriving in (self._arriving, self._whole):
             for queue in arriving.by_tier.values():
-                while (first := queue.waiters.oldest) and first.joined_at < since_s:
+                while (first := queue.waiters.oldest) and first.joined_at < now_s - MAX_ARRIVAL_S:
                     arriving.leave(first)
 
     def _ahead(self, tier: str, queued: QueuedAhead, is_free: bool) -> Ahead:
