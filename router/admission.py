@@ -7,10 +7,11 @@ workers; leaves to `router.tier_queues` who goes next and who makes room, and to
 A request takes a permit for each of its choices. A tier takes no more than its share of them,
 whatever it asks for: the others find what is left.
 
-A request arrives from its head until it is made: while its body comes and waits for a tokenizer. It
-will want a permit, so newcomers are refused for it as for one that waits. Otherwise a burst would
-pass as long as the queue looks empty, and be refused only after all the work that early refusal is
-to save. Who takes long to arrive is not waited for.
+A request arrives from its head until it could run: while its body comes, is tokenized, and is
+charged to its key. It will want a permit, so newcomers are refused for it as for one that waits.
+Otherwise a burst would pass as long as the queue looks empty, and be refused only after all the
+work that early refusal is to save. Who takes long to arrive is not waited for, and whoever is whole
+goes before those whose bodies still come: they may come slowly, or never, while permits are free.
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from functools import partial
 
 from core.clocks import LoopClock
 from core.config import TierConfig, default_tiers
@@ -63,11 +63,11 @@ class Admission:
         self._queue_wait_s = queue_wait_s
         self._waiting: TierQueues[_Waiter] = TierQueues(self._tiers, max_queued, max_queued_tokens)
         # As many may arrive as could run or wait, however few of its own tier may wait.
-        self._arriving: TierQueues[Waiter] = TierQueues(
-            {name: tier.model_copy(update=NO_QUEUE_LIMITS) for name, tier in self._tiers.items()},
-            max_running + max_queued,
-            max_queued_tokens,
-        )
+        unlimited = {n: t.model_copy(update=NO_QUEUE_LIMITS) for n, t in self._tiers.items()}
+        max_arriving = max_running + max_queued
+        self._arriving: TierQueues[Waiter] = TierQueues(unlimited, max_arriving, max_queued_tokens)
+        self._whole: TierQueues[Waiter] = TierQueues(unlimited, max_arriving, max_queued_tokens)
+        """Those among the arriving whose bodies have come."""
         self._num_running = dict.fromkeys(self._tiers, 0)
         self.num_refused: Counter[str] = Counter(dict.fromkeys(self._tiers, 0))
         """Requests for which there was no room or no time, by tier."""
@@ -116,7 +116,9 @@ class Admission:
         finally:
             self._release(tier, num_permits)
 
-    def arrive(self, tier: str, tenant: str, others: Sequence[str] = ()) -> Callable[[], None]:
+    def arrive(
+        self, tier: str, tenant: str, others: Sequence[str] = (), *, is_whole: bool = False
+    ) -> Callable[[], None]:
         """Count a newcomer as arriving, unless it is refused.
 
         Returns:
@@ -126,15 +128,24 @@ class Admission:
             Overloaded: As `check_open`.
             Draining: As `check_open`.
         """
-        self.check_open(tier, tenant, others)
+        self.check_open(tier, tenant, others, is_whole=is_whole)
         now_s = asyncio.get_running_loop().time()
         newcomer = Waiter(tier, tenant, num_permits=1, num_tokens=0, joined_at=now_s)
-        # Whoever leaves its place to it is counted no more, and finds its room or not.
-        if self._arriving.has_place_for(tier, tenant):
-            self._arriving.join(newcomer)
-        return partial(self._arriving.leave, newcomer)
+        places = (self._arriving, self._whole) if is_whole else (self._arriving,)
+        for queues in places:
+            # Whoever leaves its place to it is counted no more, and finds its room or not.
+            if queues.has_place_for(tier, tenant):
+                queues.join(newcomer)
 
-    def check_open(self, tier: str, tenant: str, others: Sequence[str] = ()) -> None:
+        def leave() -> None:
+            for queues in places:
+                queues.leave(newcomer)
+
+        return leave
+
+    def check_open(
+        self, tier: str, tenant: str, others: Sequence[str] = (), *, is_whole: bool = False
+    ) -> None:
         """Refuse early, before any work, what would find no place in the queue, or wait too long.
 
         Args:
@@ -142,6 +153,7 @@ class Admission:
             tenant: Whose it is.
             others: Tiers that it may turn out to ask for: it is only refused if there is room in
                 none of them either.
+            is_whole: Its body is here, so that those whose bodies still come are behind it.
 
         Raises:
             QueueFull: Nobody has to make room.
@@ -149,9 +161,11 @@ class Admission:
             Draining: The router is shutting down.
         """
         self._check_draining()
+        self._forget_late_arrivals()
+        arriving = self._whole if is_whole else self._arriving
         shortages = []
         for name in dict.fromkeys((tier, *others)):
-            shortage = self._shortage(name, tenant)
+            shortage = self._shortage(name, tenant, arriving)
             if shortage is None:
                 return
             shortages.append(shortage)
@@ -166,12 +180,11 @@ class Admission:
         queued = self._waiting.ahead_of(tier, tenant, asyncio.get_running_loop().time())
         return self._ahead(tier, queued, self._may_run_now(tier, 1))
 
-    def _ahead_of_newcomer(self, tier: str, tenant: str) -> Ahead:
+    def _ahead_of_newcomer(self, tier: str, tenant: str, among: TierQueues[Waiter]) -> Ahead:
         """Foresee what goes before one that is still to be made: those who arrive, too."""
         now_s = asyncio.get_running_loop().time()
-        self._forget_late_arrivals(now_s)
         queued = self._waiting.ahead_of(tier, tenant, now_s)
-        arriving = self._arriving.ahead_of(tier, tenant, now_s)
+        arriving = among.ahead_of(tier, tenant, now_s)
         num_ahead = QueuedAhead(
             queued.num_requests + arriving.num_requests,
             queued.num_own + arriving.num_own,
@@ -183,10 +196,12 @@ class Admission:
         )
         return self._ahead(tier, num_ahead, is_free)
 
-    def _forget_late_arrivals(self, now_s: float) -> None:
-        for queue in self._arriving.by_tier.values():
-            while (first := queue.waiters.oldest) and first.joined_at < now_s - MAX_ARRIVAL_S:
-                self._arriving.leave(first)
+    def _forget_late_arrivals(self) -> None:
+        now_s = asyncio.get_running_loop().time()
+        for arriving in (self._arriving, self._whole):
+            for queue in arriving.by_tier.values():
+                while (first := queue.waiters.oldest) and first.joined_at < now_s - MAX_ARRIVAL_S:
+                    arriving.leave(first)
 
     def _ahead(self, tier: str, queued: QueuedAhead, is_free: bool) -> Ahead:
         share = self._max_running_of(tier)
@@ -200,10 +215,10 @@ class Admission:
             num_own_releases=max(0, queued.num_own + 1 - num_left) if is_limited else 0,
         )
 
-    def _shortage(self, tier: str, tenant: str) -> Shortage | None:
+    def _shortage(self, tier: str, tenant: str, arriving: TierQueues[Waiter]) -> Shortage | None:
         """Say why a newcomer would be refused; None: it is let in."""
-        ahead = self._ahead_of_newcomer(tier, tenant)
-        has_place = self._arriving.has_place_for(tier, tenant) and (
+        ahead = self._ahead_of_newcomer(tier, tenant, arriving)
+        has_place = arriving.has_place_for(tier, tenant) and (
             ahead.is_free or self._waiting.has_place_for(tier, tenant)
         )
         return self._shedding.too_late(tier, ahead) if has_place else self._full(tier, tenant)

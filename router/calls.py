@@ -39,6 +39,8 @@ class Call:
     route: str = ""
     """The pattern or method that matched; nothing that a client wrote."""
     identity: Identity = _NOBODY
+    asked_tier: str = ""
+    """Its request's, once that is read."""
     code: str = ""
     """Why it was refused."""
     outcome: str = "rejected"
@@ -62,6 +64,11 @@ class Call:
         if self.leave is not None:
             self.leave()
             self.leave = None
+
+    @property
+    def tier(self) -> str:
+        """The tier that its end counts for: its request's, else that of its key."""
+        return self.asked_tier or self.identity.tier
 
     @property
     def client(self) -> str:
@@ -98,6 +105,13 @@ def arrived() -> None:
     call = _CALL.get()
     if call is not None:
         call.arrived()
+
+
+def asks_for(tier: str) -> None:
+    """Note the tier of the current call's request."""
+    call = _CALL.get()
+    if call is not None:
+        call.asked_tier = tier
 
 
 def caller() -> Identity:

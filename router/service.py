@@ -99,36 +99,44 @@ class GenerationService:
 
     @contextmanager
     def _arriving(self, params: RequestParams) -> Iterator[None]:
-        """Count a request as arriving in the tier that it asks for, while it is made."""
+        """Count a request as arriving in the tier that it asks for, while it is prepared."""
         calls.arrived()
-        leave = self._admission.arrive(self._builder.tier_of(params), params.identity.tenant)
+        tier = self._builder.tier_of(params)
+        calls.asks_for(tier)
+        leave = self._admission.arrive(tier, params.identity.tenant, is_whole=True)
         try:
             yield
         finally:
             leave()
 
-    async def make_request(self, params: RequestParams) -> GenerateRequest:
-        """Validate parameters and turn them into a request.
+    async def prepare(
+        self, all_params: Sequence[RequestParams], *, is_resumable: bool = False
+    ) -> tuple[list[GenerateRequest], ReplyCharge | None]:
+        """Make the requests of one reply, and charge them to their key.
+
+        Args:
+            all_params: What one caller has asked for, in one call.
+            is_resumable: The client learns the first one's id, and may come back with it.
+
+        Returns:
+            The requests, whose ids from the second on end in their index, and what `open` gets.
 
         Raises:
-            ServingError: Names what is wrong with them.
+            ServingError: One of them is wrong, or the key's quota is used up; none is started.
         """
-        with self._arriving(params):
-            return await self._builder.make(params)
-
-    async def make_requests(self, all_params: Sequence[RequestParams]) -> list[GenerateRequest]:
-        """Make the requests of one reply; ids from the second on end in their index.
-
-        Raises:
-            ServingError: One of them is wrong; none is started.
-        """
-        made: list[GenerateRequest] = []
         with self._arriving(all_params[0]):
-            self._admission.check_share(len(all_params), num_choices(all_params[0]))
-            for index, params in enumerate(all_params):
-                # Ids that follow from the first: who resumes the reply names that one alone.
-                request_id = f"{made[0].request_id}-{index}" if index else params.request_id
-                made.append(await self._builder.make(replace(params, request_id=request_id)))
+            made = await self._made(all_params)
+            # After tokenizing, which says what they cost, and before any other work.
+            charge = await self.charging.charge(all_params, made, is_resumable=is_resumable)
+        return made, charge
+
+    async def _made(self, all_params: Sequence[RequestParams]) -> list[GenerateRequest]:
+        self._admission.check_share(len(all_params), num_choices(all_params[0]))
+        made: list[GenerateRequest] = []
+        for index, params in enumerate(all_params):
+            # Ids that follow from the first: who resumes the reply names that one alone.
+            request_id = f"{made[0].request_id}-{index}" if index else params.request_id
+            made.append(await self._builder.make(replace(params, request_id=request_id)))
         return made
 
     async def explain_prompt(self, params: RequestParams) -> dict[str, Any]:
@@ -137,27 +145,7 @@ class GenerationService:
         Raises:
             ServingError: As for a request with these parameters.
         """
-        return await self._prompt_report.of(await self.make_request(params))
-
-    async def charge(
-        self,
-        all_params: Sequence[RequestParams],
-        made: Sequence[GenerateRequest],
-        *,
-        is_resumable: bool = False,
-    ) -> ReplyCharge | None:
-        """Charge the requests of one reply to their key; `open` gets what is returned.
-
-        Args:
-            all_params: What one caller has asked for, in one call.
-            made: The requests made of that.
-            is_resumable: The client learns the first one's id, and may come back with it.
-
-        Raises:
-            InvalidRequest: They would not fit into an empty minute of the key's quota.
-            RateLimited: They do not fit now.
-        """
-        return await self.charging.charge(all_params, made, is_resumable=is_resumable)
+        return await self._prompt_report.of(await self._builder.make(params))
 
     def open(self, *requests: GenerateRequest, charge: ReplyCharge | None = None) -> StreamGroup:
         """Start requests; their events come through the group, and their ends settle `charge`."""

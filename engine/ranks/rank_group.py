@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import importlib.util
 import os
 import socket
 import subprocess
@@ -31,11 +30,12 @@ from typing import Protocol
 
 from core import events
 from core.config import EngineConfig
-from core.errors import ConfigError, ModelLoadError, WorkerDied, WorkerLost
+from core.errors import ModelLoadError, WorkerDied, WorkerLost
 from core.plan import StepPlan, StepResult
 from core.ports import OnLayer
 from engine.checkpoint.model_spec import ModelSpec
 from engine.model.sharding import check_split
+from engine.ranks.attention_choice import attention_of
 from engine.ranks.plan_wire import PlanEncoder
 from engine.ranks.rank_wire import (
     FROM_RANK,
@@ -163,7 +163,7 @@ class RankGroup:
             "block_size_tokens": engine.block_size_tokens,
             "num_blocks": engine.num_blocks,
             "threads": engine.threads,
-            "attention": _attention(engine),
+            "attention": attention_of(engine),
             "exports_kv": exports_kv,
             "device": engine.device,
             "size": engine.tensor_parallel_size,
@@ -388,18 +388,3 @@ async def _result(rank: _Rank, on_layer: OnLayer) -> StepResult:
             on_layer(message.step_id, message.layer)
         elif isinstance(message, Executed):
             return message.result
-
-
-def _attention(engine: EngineConfig) -> str:
-    has_triton = importlib.util.find_spec("triton") is not None
-    if engine.attention == "auto":
-        return "cpu" if engine.device == "cpu" else "triton" if has_triton else "gathered"
-    if engine.attention == "cpu" and engine.device != "cpu":
-        raise ConfigError(
-            f"engine.attention cpu cannot read a pool on {engine.device}; "
-            "use auto, triton, gathered or dense"
-        )
-    if engine.attention == "triton" and (engine.device == "cpu" or not has_triton):
-        why = "needs engine.device cuda" if engine.device == "cpu" else "needs the package triton"
-        raise ConfigError(f"engine.attention triton {why}; use auto")
-    return engine.attention

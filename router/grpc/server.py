@@ -231,8 +231,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServicer):
         identity = caller()
         try:
             params = replace(to_params(request, context), identity=identity)
-            made = await self._service.make_request(params)
-            charge = await self._service.charge([params], [made])
+            (made,), charge = await self._service.prepare([params])
         except ServingError as error:
             context.set_trailing_metadata(self._quota_of(identity))
             await abort(context, error)

@@ -14,10 +14,9 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from pydantic import BaseModel
 
 from core.errors import InvalidRequest, ModelNotFound, RequestNotFound
-from core.types import ChatPrompt, GenerateRequest
+from core.types import ChatPrompt
 from router import calls, tiers
 from router.access.identities import Right
-from router.charging import ReplyCharge
 from router.http.bodies import (
     ChatBody,
     CompletionBody,
@@ -191,7 +190,7 @@ class HttpApi:
             all_params = _resumed(all_params, last_event, is_stream=bool(body.stream))
         asked = _asked_by(request, all_params)
         has_ids = bool(last_event) or request.headers.get(EVENT_IDS_HEADER) == "1"
-        work = self._charged(asked, is_resumable=has_ids and bool(body.stream))
+        work = self.service.prepare(asked, is_resumable=has_ids and bool(body.stream))
         made, charge = await unless_disconnected(request.receive, work)
         reply = Reply(formatter, made, self.service.model, self.created_now())
         group = self.service.open(*made, charge=charge)
@@ -208,13 +207,6 @@ class HttpApi:
             return JSONResponse(content, headers=headers)
         text = await in_reply_thread(dumps, content, UTF8)
         return Response(text.encode(), headers=headers, media_type=JSONResponse.media_type)
-
-    async def _charged(
-        self, all_params: list[RequestParams], *, is_resumable: bool
-    ) -> tuple[list[GenerateRequest], ReplyCharge | None]:
-        made = await self.service.make_requests(all_params)
-        # After tokenizing, which says what they cost, and before any other work.
-        return made, await self.service.charge(all_params, made, is_resumable=is_resumable)
 
     def created_now(self) -> int:
         """Return Unix seconds for a reply's `created`."""

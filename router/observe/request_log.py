@@ -78,7 +78,7 @@ class RequestLog:
             outcome=call.code,
             route=call.route,
             tenant=call.identity.tenant,
-            tier=call.identity.tier,
+            tier=call.tier,
             **_call_fields(call),
             **unlogged,
         )

@@ -188,8 +188,7 @@ class Telemetry:
         if call.outcome:
             self._counters[metrics.REQUESTS].add(1, {"outcome": call.outcome})
         self._count_refusal(call.server, call.code)
-        # A full router reads no request: the key's tier is all that is known.
-        self._count_result(call.identity.tier, attainment.result_of_call(call))
+        self._count_result(call.tier, attainment.result_of_call(call))
         if call.code == Unauthenticated.code:
             self._counters[metrics.BAD_KEYS].add(1, {"client": call.client})
 

@@ -11,8 +11,9 @@ import grpc
 import grpc.aio
 import pytest
 from support.http_server import HttpFixture, read_all, status
-from support.router_servers import RouterServers, counted, log_lines
+from support.router_servers import RouterServers, answer_of, counted, log_lines, until
 
+from core.errors import InvalidRequest
 from core.types import GenerateRequest, SamplingParams
 from protos.baton.v1 import generation_pb2 as pb
 from router.grpc.incoming import IncomingMessages
@@ -54,10 +55,10 @@ def full(servers):
     return servers.service._admission.permit(RUNNING)
 
 
-def head(servers, path, num_bytes, more=""):
+def head(servers, path, num_bytes, more="", name="acme"):
     return (
         f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n{more}"
-        f"authorization: Bearer {servers.keys['acme']}\r\ncontent-length: {num_bytes}\r\n\r\n"
+        f"authorization: Bearer {servers.keys[name]}\r\ncontent-length: {num_bytes}\r\n\r\n"
     ).encode()
 
 
@@ -91,21 +92,22 @@ async def test_a_full_router_refuses_before_it_reads_a_long_body(servers, path):
         assert app.num_bytes == MANY_BYTES
 
 
-async def test_a_burst_is_refused_while_those_before_it_are_still_tokenized(servers, monkeypatch):
+@pytest.mark.parametrize(("part", "method"), [("_builder", "make"), ("charging", "charge")])
+async def test_a_burst_is_refused_while_those_before_it_are_still_tokenized_or_charged(
+    servers, monkeypatch, part, method
+):
     """One permit, nobody runs or waits: the second request would be one too many all the same."""
-    builder, is_made, num_begun = servers.service._builder, asyncio.Event(), 0
-    make = builder.make
+    is_over, num_begun = asyncio.Event(), 0
 
-    async def slow(params):
+    async def slow(*_):
         nonlocal num_begun
         num_begun += 1
-        await is_made.wait()
-        return await make(params)
+        await is_over.wait()
+        raise InvalidRequest("prompt", "is wrong")
 
-    monkeypatch.setattr(builder, "make", slow)
+    monkeypatch.setattr(getattr(servers.service, part), method, slow)
     async with HttpFixture(app=servers.app) as server, servers.web("acme") as http:
-        # Its prompt is wrong, which is seen only when it is made.
-        first = asyncio.create_task(http.post(PATHS[0], json={"prompt": [1 << 40]}))
+        first = asyncio.create_task(http.post(PATHS[0], json={"prompt": "a"}))
         while not num_begun:
             await asyncio.sleep(0.01)
         reader, writer = await server.connect()
@@ -115,10 +117,10 @@ async def test_a_burst_is_refused_while_those_before_it_are_still_tokenized(serv
         assert status(reply) == 503 and code_of(reply) == CODE
         assert (await end_of(servers, "Generate")).code().name == "UNAVAILABLE"
         assert num_begun == 1
-        is_made.set()
+        is_over.set()
         assert (await first).status_code == 400
         # It has failed, and left its place.
-        assert (await http.post(PATHS[0], json={"prompt": [1 << 40]})).status_code == 400
+        assert (await http.post(PATHS[0], json={"prompt": "a"})).status_code == 400
 
 
 @pytest.mark.parametrize("end", ["leaves", "is wrong"])
@@ -146,6 +148,44 @@ async def test_who_fails_or_leaves_on_the_way_leaves_its_place(servers, end):
             await asyncio.sleep(0.01)
 
 
+@pytest.mark.parametrize("server", ["http", "grpc"])
+async def test_who_runs_has_left_its_place_though_its_answer_is_to_come(servers, server):
+    servers.wait_for_workers()
+    admission = servers.service._admission
+    async with servers.web("acme") as http:
+        body, message = {"prompt": "a"}, pb.GenerateRequest(text="a")
+        running = asyncio.ensure_future(
+            http.post(PATHS[0], json=body)
+            if server == "http"
+            else answer_of(servers.call("Generate", message, "acme"))
+        )
+        await until(lambda: admission.num_running)
+        assert not len(admission._arriving) and not len(admission._whole)
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+
+async def test_half_sent_bodies_refuse_none_that_is_whole(tmp_path):
+    # Its prompt is wrong, which is seen only when it is made.
+    body, streams = json.dumps({"prompt": [1 << 40]}).encode(), []
+    made = RouterServers(tmp_path, max_running=1, max_queued=1)
+    async with asyncio.timeout(60), made.opened() as servers:
+        app = CountingApp(servers.app)
+        async with HttpFixture(app=app) as server:
+            for num, name in enumerate(("acme", "acme", "bulk"), 1):
+                streams.append(await server.connect())
+                streams[-1][1].write(head(servers, PATHS[0], len(body), name=name))
+                while app.num_reads < num:
+                    await asyncio.sleep(0.01)
+            # The third has taken the place of the second, whose body comes all the same.
+            reader, writer = streams[1]
+            writer.write(body)
+            assert status(await reader.readuntil(b"}}")) == 400
+            assert len(servers.service._admission._arriving) == 2
+            for _, writer in streams:
+                writer.close()
+
+
 async def test_a_connection_goes_on_behind_a_body_that_was_not_read(servers):
     body = b'{"prompt": "abc"}'
     async with HttpFixture(app=servers.app) as server, full(servers):
@@ -160,7 +200,8 @@ async def test_a_connection_goes_on_behind_a_body_that_was_not_read(servers):
 async def test_what_needs_no_permit_is_answered_by_a_full_router(servers):
     async with full(servers), servers.web("acme") as http:
         assert (await http.get("/v1/models")).status_code == 200
-        assert (await http.post("/tokenize", json={"prompt": "abc"})).status_code == 200
+        for path in ("/tokenize", "/prefix-index/explain"):
+            assert (await http.post(path, json={"prompt": "abc"})).status_code == 200
         assert (await http.get(PATHS[0])).status_code == 405
         assert (await servers.call("Tokenize", pb.TokenizeRequest(text="a"), "acme")).token_ids
 
@@ -233,6 +274,22 @@ async def test_a_router_that_shuts_down_reads_nothing_more(servers):
                 await asyncio.sleep(0.01)
     assert counted(servers, "baton_requests_total", outcome="failed") == 2
     assert counted(servers, "baton_requests_total", outcome="rejected") == 0
+
+
+async def test_what_finds_no_room_once_it_is_read_counts_for_the_tier_that_it_asks_for(tmp_path):
+    tiers = {"batch": {"max_queued": 0}}
+    made = RouterServers(tmp_path, max_running=1, tier="standard", tiers=tiers)
+    async with asyncio.timeout(60), made.opened() as servers, full(servers):
+        async with servers.web("acme") as http:
+            with log_lines() as lines:
+                wish = {"prompt": "abc", "service_tier": "batch"}
+                reply = await http.post(PATHS[0], json=wish)
+        assert reply.json()["error"]["code"] == CODE
+        (line,) = lines
+        assert (line["outcome"], line["tier"]) == (CODE, "batch")
+        for tier, num in (("batch", 1), ("standard", 0)):
+            missed = {"tier": tier, "result": "missed"}
+            assert counted(servers, "baton_slo_requests_total", **missed) == num
 
 
 async def test_a_caller_is_refused_early_only_where_no_tier_open_to_it_has_room(tmp_path):

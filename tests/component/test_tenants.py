@@ -118,7 +118,7 @@ async def test_equal_ids_and_prompts_of_two_tenants_draw_unequal_answers(servers
         wish = RequestParams(
             [1, 2], {"max_tokens": 1}, request_id="same", identity=Identity(tenant)
         )
-        made = [await servers.service.make_request(wish) for _ in range(2)]
+        made = [(await servers.service.prepare([wish]))[0][0] for _ in range(2)]
         assert made[0].seed == made[1].seed
         seeds[tenant] = made[0].seed
     assert len(set(seeds.values())) == 3

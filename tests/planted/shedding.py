@@ -33,6 +33,20 @@ BUGS = [
         EARLY + "test_who_may_not_ask_gets_the_same_answer_from_a_full_router",
     ),
     Bug(
+        "a refusal counts for the tier of the key, whatever was asked for",
+        "router/service.py",
+        "        calls.asks_for(tier)\n",
+        "",
+        EARLY + "test_what_finds_no_room_once_it_is_read_counts_for_the_tier_that_it_asks_for",
+    ),
+    Bug(
+        "a full router does not say who holds a prompt",
+        "router/service.py",
+        "await self._builder.make(params))",
+        "(await self.prepare([params]))[0][0])",
+        EARLY + "test_what_needs_no_permit_is_answered_by_a_full_router",
+    ),
+    Bug(
         "a router that shuts down counts its refusals over gRPC as the callers' faults",
         "router/grpc/auth.py",
         "        call.refuse(error.code, outcome_of(error))\n",

@@ -8,6 +8,7 @@ SERVERS = "tests/component/test_tiers.py::"
 QUEUES = "tests/unit/router/test_tier_queues.py::"
 ADMISSION = "tests/unit/router/test_admission.py::"
 ARRIVALS = "tests/unit/router/test_admission_arrivals.py::"
+FREE = "test_a_permit_is_free_if_those_who_arrive_before_leave_one_and_one_of_the_tiers_share"
 ENGINE = "tests/unit/engine/scheduling/test_scheduler_tiers.py::"
 CLUSTER = "tests/simulation/test_tier_rules.py::"
 TENANTS = "tests/unit/router/test_fair_queue.py::"
@@ -153,10 +154,18 @@ BUGS = [
     Bug(
         "whoever is still being made is not counted",
         "router/service.py",
-        "with self._arriving(all_params[0]):",
-        "if True:",
+        "leave = self._admission.arrive(tier, params.identity.tenant, is_whole=True)",
+        "leave = calls.arrived",
         "tests/component/test_early_refusals.py"
-        "::test_a_burst_is_refused_while_those_before_it_are_still_tokenized",
+        "::test_a_burst_is_refused_while_those_before_it_are_still_tokenized_or_charged",
+    ),
+    Bug(
+        "whoever is being charged is not counted",
+        "router/service.py",
+        "            charge = await self.charging.charge(",
+        "        charge = await self.charging.charge(",
+        "tests/component/test_early_refusals.py"
+        "::test_a_burst_is_refused_while_those_before_it_are_still_tokenized_or_charged",
     ),
     Bug(
         "a failed arrival keeps its place",
@@ -179,20 +188,20 @@ BUGS = [
         "        calls.arrived()\n",
         "",
         "tests/component/test_early_refusals.py"
-        "::test_who_fails_or_leaves_on_the_way_leaves_its_place",
+        "::test_who_runs_has_left_its_place_though_its_answer_is_to_come",
     ),
     Bug(
         "arrivals have as many places as the queue alone",
         "router/admission.py",
-        "            max_running + max_queued,\n",
-        "            max_queued,\n",
+        "max_arriving = max_running + max_queued\n",
+        "max_arriving = max_queued\n",
         ARRIVALS + "test_as_many_arrive_as_could_run_or_wait",
     ),
     Bug(
         "a tier that may not wait may not arrive",
         "router/admission.py",
-        "tier.model_copy(update=NO_QUEUE_LIMITS)",
-        "tier",
+        "t.model_copy(update=NO_QUEUE_LIMITS)",
+        "t",
         ARRIVALS + "test_who_may_not_wait_may_arrive_while_permits_are_free",
     ),
     Bug(
@@ -207,14 +216,62 @@ BUGS = [
         "router/admission.py",
         "self._may_run_now(tier, arriving.num_own + 1)",
         "self._may_run_now(tier, 1)",
-        ARRIVALS + "test_those_who_arrive_take_of_their_tiers_share",
+        ARRIVALS + FREE,
     ),
     Bug(
         "arrivals of other tiers take no permits",
         "router/admission.py",
         "            and self.num_running + arriving.num_requests < self._max_running\n",
         "",
-        ARRIVALS
-        + "test_a_higher_tiers_arrivals_leave_no_permit_to_a_lower_one_that_has_its_share_left",
+        ARRIVALS + FREE,
+    ),
+    Bug(
+        "a request that is whole waits for bodies that still come",
+        "router/service.py",
+        "params.identity.tenant, is_whole=True)",
+        "params.identity.tenant)",
+        "tests/component/test_early_refusals.py::test_half_sent_bodies_refuse_none_that_is_whole",
+    ),
+    Bug(
+        "a newcomer's own delay does not count where permits are free",
+        "router/admission.py",
+        "time() + self._tiers[tier].delay_s\n",
+        "time()\n",
+        ADMISSION + "test_a_large_request_of_a_lower_tier_is_passed_until_it_is_due",
+    ),
+    Bug(
+        "one that waits for its tier's share holds up free permits",
+        "router/admission.py",
+        "        first = self._next()\n        return not",
+        "        first = next(self._waiting.in_turn(), None)\n        return not",
+        ADMISSION + "test_one_that_waits_for_its_tiers_share_is_passed_however_long_it_has_waited",
+    ),
+    Bug(
+        "fewer are due than have waited their delay",
+        "router/tier_queues.py",
+        "max(1, round(len(self.waiters) * since_s / span_s))",
+        "int(len(self.waiters) * since_s / span_s)",
+        QUEUES + "test_of_those_who_came_evenly_as_many_are_due_as_have_waited_their_delay",
+    ),
+    Bug(
+        "a body that takes too long keeps the place of one that is whole",
+        "router/admission.py",
+        "        self._forget_late_arrivals()\n",
+        "        if not is_whole:\n            self._forget_late_arrivals()\n",
+        ARRIVALS + "test_one_that_is_whole_takes_the_place_of_a_body_that_takes_too_long",
+    ),
+    Bug(
+        "heads do not wait for requests that are whole",
+        "router/admission.py",
+        "(self._arriving, self._whole) if is_whole",
+        "(self._whole,) if is_whole",
+        ARRIVALS + "test_a_newcomer_waits_for_those_who_arrive_before_it",
+    ),
+    Bug(
+        "requests that are whole do not wait for one another",
+        "router/admission.py",
+        "(self._arriving, self._whole) if is_whole",
+        "(self._arriving,) if is_whole",
+        ARRIVALS + "test_a_newcomer_waits_for_those_who_arrive_before_it",
     ),
 ]

@@ -209,6 +209,15 @@ async def test_a_burst_of_a_tier_never_takes_more_than_its_share_of_permits():
     assert (admission.num_running, admission.num_queued) == (0, 0)
 
 
+async def test_what_others_run_takes_nothing_of_a_tiers_share():
+    admission, log, until = Admission(8, 9, 5.0, tiers=TIERS), [], asyncio.Event()
+    requests = [*[in_tier("high") for _ in range(6)], in_tier("low"), in_tier("low")]
+    tasks = await started(admission, log, until, *requests)
+    assert admission.running_by_tier() == {"high": 6, "low": 2}
+    until.set()
+    await asyncio.gather(*tasks)
+
+
 async def test_a_share_of_few_permits_is_one_at_least():
     admission, log, until = Admission(1, 9, 5.0, tiers=TIERS), [], asyncio.Event()
     tasks = await started(admission, log, until, in_tier("low", n=3), in_tier("high"))
@@ -348,3 +357,34 @@ async def test_a_large_request_is_not_passed_by_those_that_are_due_after_it():
     until.set()
     await asyncio.gather(*running, *large, *small)
     assert log == ["a", "b", "d", "c"]
+
+
+@pytest.mark.parametrize(("at_s", "passes"), [(0.0, True), (49.9, True), (50.0, False)])
+def test_a_large_request_of_a_lower_tier_is_passed_until_it_is_due(at_s, passes):
+    async def main():
+        tiers = {"middle": TierConfig(delay_s=10.0), "low": TierConfig(delay_s=60.0)}
+        admission, log, until = Admission(4, 9, 500.0, tiers=tiers), [], asyncio.Event()
+        large = in_tier("low", "a", n=2), in_tier("low", "b", n=3)
+        tasks = await started(admission, log, until, *large)
+        await asyncio.sleep(at_s)
+        tasks += await started(admission, log, until, in_tier("middle", "c"))
+        assert log == (["a", "c"] if passes else ["a"])
+        until.set()
+        await asyncio.gather(*tasks)
+
+    run_virtual(main())
+
+
+def test_one_that_waits_for_its_tiers_share_is_passed_however_long_it_has_waited():
+    async def main():
+        tiers = {"high": TierConfig(), "low": TierConfig(delay_s=5.0, max_running_share=0.5)}
+        admission, log, until = Admission(4, 9, 500.0, tiers=tiers), [], asyncio.Event()
+        low = [in_tier("low", tenant) for tenant in "abc"]
+        tasks = await started(admission, log, until, *low)
+        await asyncio.sleep(60.0)
+        tasks += await started(admission, log, until, in_tier("high", "d"))
+        assert log == ["a", "b", "d"]
+        until.set()
+        await asyncio.gather(*tasks)
+
+    run_virtual(main())

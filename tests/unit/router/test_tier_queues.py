@@ -1,5 +1,6 @@
 """Who goes next among tiers, and who makes room for whom; against a plain model."""
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -181,13 +182,29 @@ def test_what_is_due_before_a_newcomer_counts_and_what_waits_behind_it_does_not(
     assert line.ahead_of("high", "other", 16.0) == QueuedAhead(1, 1, 3), "tenants take turns"
 
 
-def test_a_tier_takes_no_more_turns_than_its_share_before_a_newcomer():
-    line = queues(max_queued=90, half=TierConfig(max_running_share=0.5))
+@pytest.mark.parametrize(
+    ("at", "num_due"),
+    [(9.9, 0), (10.0, 1), (10.5, 1), (13.0, 2), (15.5, 3), (17.9, 5), (18.0, 5), (99.0, 5)],
+)
+def test_of_those_who_came_evenly_as_many_are_due_as_have_waited_their_delay(at, num_due):
+    line = queues()
+    assert line.by_tier["middle"].num_due(at) == 0
+    for joined_at in (0.0, 2.0, 4.0, 6.0, 8.0):
+        joined(line, "middle", joined_at)
+    assert line.by_tier["middle"].num_due(at) == num_due
+
+
+@pytest.mark.parametrize(
+    ("share", "num_ahead", "num_tokens"),
+    # With a half every second turn is the other tier's: the newcomer, second of its own, is fourth.
+    [(0.5, 3, 21), (0.4, 2, 14), (0.3, 2, 10)],
+)
+def test_a_tier_takes_no_more_turns_than_its_share_before_a_newcomer(share, num_ahead, num_tokens):
+    line = queues(max_queued=90, other=TierConfig(max_running_share=share))
     for _ in range(80):
-        joined(line, "half", 0.0, tokens=10)
+        joined(line, "other", 0.0, tokens=10)
     joined(line, "high", 1.0)
-    # Every second turn is the other tier's: that of its second one, the newcomer, is the fourth.
-    assert line.ahead_of("high", "t", 2.0) == QueuedAhead(3, 1, 21)
+    assert line.ahead_of("high", "t", 2.0) == QueuedAhead(num_ahead, 1, num_tokens)
 
 
 @given(

@@ -81,12 +81,9 @@ class Service:
     def arrive(self, identity):
         pass
 
-    async def make_requests(self, wishes):
+    async def prepare(self, wishes, *, is_resumable):
         self.made += [await self._maker.make(wish) for wish in wishes]
-        return self.made[-len(wishes) :]
-
-    async def charge(self, wishes, made, *, is_resumable):
-        return None
+        return self.made[-len(wishes) :], None
 
     def open(self, *requests, charge=None):
         return Answers(requests)
