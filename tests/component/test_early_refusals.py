@@ -99,7 +99,7 @@ async def test_a_burst_is_refused_while_those_before_it_are_still_tokenized_or_c
     """One permit, nobody runs or waits: the second request would be one too many all the same."""
     is_over, num_begun = asyncio.Event(), 0
 
-    async def slow(*_):
+    async def slow(*_, **__):
         nonlocal num_begun
         num_begun += 1
         await is_over.wait()
