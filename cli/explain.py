@@ -11,11 +11,10 @@ from typing import Any
 from urllib.parse import quote
 
 import typer
-from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from cli.console import plain_console
+from cli.console import plain_console, table_of
 from cli.routers import ask_until
 from client.endpoints import Endpoints, words_of
 from core.errors import ConfigError
@@ -58,7 +57,8 @@ def explain_prompt(url: str, body: dict[str, Any], access: Endpoints, *, as_json
         for blocks in found["blocks"]
     )
     console.print(f"{found['prompt_tokens']} prompt tokens: {sizes or 'no worker is there'}")
-    table = Table("worker", "role", "blocks", "tokens", "storage", "expected", box=box.SIMPLE)
+    numbers = ("blocks", "tokens", "expected")
+    table = table_of("worker", "role", "blocks", "tokens", "storage", "expected", numbers=numbers)
     for row in found["workers"]:
         storage = ", ".join(f"{name} {count}" for name, count in row["storage"].items())
         cells = (row["leading_blocks"], row["leading_tokens"], storage, row["expected_blocks"])
