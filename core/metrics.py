@@ -102,6 +102,18 @@ OUTPUT_TOKENS = Metric(
 CACHED_TOKENS = Metric(
     "baton_prefix_hit_tokens_total", "counter", "prompt tokens found in a prefix cache", ("tier",)
 )
+COST = Metric(
+    "baton_cost_total",
+    "counter",
+    "what ended requests cost their callers, in the currency of `tiers.NAME.output_price_per_mtok`",
+    ("tier",),
+)
+POOL_PRICE = Metric(
+    "baton_pool_price_per_hour",
+    "gauge",
+    "what the live workers of a pool cost an hour, in the currency of `pools.NAME.price_per_hour`",
+    ("role",),
+)
 KV_BYTES = Metric("baton_kv_transfer_bytes_total", "counter", "KV bytes handed over")
 TRANSFERS = Metric("baton_kv_transfers_total", "counter", "hand-overs that arrived", ("transport",))
 FRAGMENTS_RESENT = Metric(

@@ -116,6 +116,8 @@ class Telemetry:
                 self._counters[metrics.SLO_REQUESTS].add(0, {"tier": tier, "result": result})
             for metric in (metrics.PROMPT_TOKENS, metrics.OUTPUT_TOKENS, metrics.CACHED_TOKENS):
                 self._counters[metric].add(0, {"tier": tier})
+            if self._tiers[tier].prices is not None:
+                self._counters[metrics.COST].add(0, {"tier": tier})
 
     def request_ended(self, run: RequestState, ended: RequestEnded, server: str = "") -> None:
         """Record a request that ran."""
@@ -135,6 +137,8 @@ class Telemetry:
         self._counters[metrics.PROMPT_TOKENS].add(usage.prompt_tokens, labels)
         self._counters[metrics.OUTPUT_TOKENS].add(usage.completion_tokens, labels)
         self._counters[metrics.CACHED_TOKENS].add(usage.cached_tokens, labels)
+        if usage.cost is not None:
+            self._counters[metrics.COST].add(usage.cost, labels)
 
     def _count_transfers(self, timing: RequestTiming) -> None:
         """Count attempts, and what they moved between workers."""
