@@ -14,16 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from benchmarks.record import save
-from benchmarks.tiers import attacks, burst, fairness, preemption, quota
-
-PARTS = {
-    "fairness": (fairness, 3),
-    "quota": (quota, 1 + len(quota.SCENARIOS)),
-    "preemption": (preemption, 3),
-    "burst": (burst, 1 + len(burst.PHASES)),
-    "attacks": (attacks, 6),
-}
-"""Modules and their numbers of steps."""
+from benchmarks.tiers.parts import PARTS
 
 
 async def measure(options, progress):
@@ -47,7 +38,7 @@ def show(found, console):
     table = Table("", "figure", "target", "met")
     for name, result in found.items():
         table.add_section()
-        for what, figure, target, is_met in PARTS[name][0].lines(result):
+        for what, figure, target, is_met in PARTS[name].module.lines(result):
             table.add_row(what, figure, target, {None: "", True: "yes", False: "NO"}[is_met])
     console.print(table)
 
