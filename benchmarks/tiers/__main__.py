@@ -28,6 +28,8 @@ async def measure(options, progress):
             nonlocal begun
             progress.update(task, description=text, completed=begun)
             begun += 1
+            if not progress.console.is_terminal:  # there bars show nothing until the end
+                progress.console.print(text)
 
         found[name] = await module.measure(step, options.seconds)
         progress.update(task, description=name, completed=num_steps)

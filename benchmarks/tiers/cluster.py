@@ -20,6 +20,7 @@ from router.access.credentials import KeyRole, new_key
 
 NUM_ROUTERS = 2
 READY_S = 60.0
+CALL_TIMEOUT_S = 30.0
 SAMPLE = re.compile(r"^(\w+)(?:\{(.*)\})? (\S+)$", re.MULTILINE)
 LABEL = re.compile(r'(\w+)="([^"]*)"')
 BASE = {
@@ -71,12 +72,16 @@ class TieredCluster:
     async def ready(self, router):
         """Until a router serves, also one that starts again."""
         url = f"http://127.0.0.1:{self.local.addresses[router][0]}/ready"
-        async with asyncio.timeout(READY_S), httpx.AsyncClient() as http:
+        async with asyncio.timeout(READY_S), self._observer() as http:
             while True:
                 with contextlib.suppress(httpx.HTTPError):
                     if (await http.get(url)).status_code == 200:
                         return
                 await asyncio.sleep(0.1)
+
+    def _observer(self):
+        headers = {"authorization": f"Bearer {self._keys['observer']}"}
+        return httpx.AsyncClient(headers=headers, timeout=CALL_TIMEOUT_S)
 
     def router_process(self, index):
         return psutil.Process(self.local._routers[index].process.pid)
@@ -88,8 +93,7 @@ class TieredCluster:
             By (name, value of the first label, value of the second, ...).
         """
         total = Counter()
-        headers = {"authorization": f"Bearer {self._keys['observer']}"}
-        async with httpx.AsyncClient(headers=headers) as http:
+        async with self._observer() as http:
             for port, _ in self.local.addresses:
                 text = (await http.get(f"http://127.0.0.1:{port}/metrics")).text
                 for name, labels, value in SAMPLE.findall(text):
