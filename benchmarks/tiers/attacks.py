@@ -23,7 +23,7 @@ NUM_UNREAD = 260
 UNREAD_TOKENS = 1_500
 STARTS_S = 1.0
 """From the attack to the first chat beside it."""
-TIMEOUT_S = 45.0
+TIMEOUT_S = 20.0
 TARGET_TIMES = 3
 TIERS = {"chat": "interactive", "batch-attacker": "batch", "equal-attacker": "interactive"}
 
