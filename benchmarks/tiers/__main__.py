@@ -8,6 +8,7 @@ Run: python -m benchmarks.tiers [PART ...] [--seconds 10] [-o json] [--out NAME]
 import argparse
 import asyncio
 import json
+import os
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -15,6 +16,7 @@ from rich.table import Table
 
 from benchmarks.record import save
 from benchmarks.tiers.parts import PARTS
+from core import logs
 
 
 async def measure(options, progress):
@@ -56,6 +58,8 @@ def main():
     options.parts = options.parts or list(PARTS)
     if unknown := sorted(set(options.parts) - set(PARTS)):
         parser.error(f"no part is called {', '.join(unknown)}; there are {', '.join(PARTS)}")
+    # Faults are part of it: their warnings would hide the progress.
+    os.environ.setdefault(logs.LEVEL_VARIABLE, "error")
     console = Console(width=140, stderr=options.output == "json")
     columns = (
         TextColumn("{task.description:60}"),

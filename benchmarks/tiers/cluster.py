@@ -29,7 +29,6 @@ BASE = {
     "router.grpc_port": 0,
     "router.log_requests": False,
     "router.tokenizer_processes": 1,
-    "log.level": "error",
 }
 
 
