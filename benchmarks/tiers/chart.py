@@ -47,7 +47,9 @@ def draw_fairness(chart, found):
 
 
 def draw_quota(chart, found):
-    bars = [(name, row["granted_tokens"], SERVED) for name, row in found["scenarios"].items()]
+    bars = [
+        (name, row["most_in_a_window_tokens"], SERVED) for name, row in found["scenarios"].items()
+    ]
     chart.group("tokens granted in a minute, both routers", bars, "{:.0f}", found["limit_tokens"])
 
 

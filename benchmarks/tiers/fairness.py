@@ -58,8 +58,7 @@ async def shares(cluster, mix, seconds):
     rows = {}
     for tenant, mine in outcomes.items():
         answers = sum(o.is_ok and o.ended_at >= began for o in mine)
-        # Each letter is a token, and each prompt begins with one of its own.
-        tokens = answers * (1 + PROMPT_TOKENS + mix[tenant][1])
+        tokens = answers * (PROMPT_TOKENS + mix[tenant][1])
         figures = {"answers": answers, "tokens": tokens, **counts(mine), **latencies(mine)}
         rows[tenant] = {"weight": WEIGHTS.get(tenant, 1), "outstanding": mix[tenant][0], **figures}
     weights = sum(row["weight"] for row in rows.values())

@@ -1,7 +1,7 @@
 """Whether a key with 1,000 tokens a minute gets 1,000 of two routers, whatever happens meanwhile.
 
 Owns the scenarios, each with a key of its own, and the count of what was granted. A request uses
-all that it is charged. A scenario lies within one minute, and its result says how long it took.
+all that it is charged. Counted is what was granted within any minute, also where a scenario takes longer.
 """
 
 import asyncio
@@ -17,9 +17,9 @@ from cluster.redis import server as redis_server
 
 LIMIT_TOKENS = 1_000
 WINDOW_S = 60.0
-USUAL = (9, 90)
-"""Letters of the prompt and output tokens: with the token that begins each text, 100."""
-LONG = (9, 290)
+USUAL = (10, 90)
+"""Letters of the prompt, each a token, and output tokens."""
+LONG = (10, 290)
 SMALLEST = (1, 1)
 NUM_BEFORE = 4
 """Requests before the fault."""
@@ -29,6 +29,7 @@ RUNS_S = 0.3
 """A long request runs that long before its router is killed."""
 SETTLED_S = 4.0
 """Longer than routers grant only their shares after Redis has come back."""
+LOCAL_DECISIONS = ("baton_quota_local_decisions_total",)
 WANTED_HEADERS = (
     "retry-after",
     "x-ratelimit-limit-tokens",
@@ -37,8 +38,19 @@ WANTED_HEADERS = (
 )
 
 
-def cost_of(shape):
-    return 1 + sum(shape)
+def most_in_a_window(granted):
+    """The most tokens that were certainly charged within any 60 seconds.
+
+    Args:
+        granted: (When it was sent, when its first token came, tokens); charged in between.
+    """
+    return max(
+        (
+            sum(cost for sent, came, cost in granted if sent >= began and came <= began + WINDOW_S)
+            for began, _, _ in granted
+        ),
+        default=0,
+    )
 
 
 class Spending:
@@ -46,7 +58,8 @@ class Spending:
 
     def __init__(self, cluster, tenant):
         self.cluster = cluster
-        self.granted_tokens = 0
+        self.granted = []
+        """(When it was sent, when its first token came, tokens) of each."""
         self.refusals = []
         self.others = Counter()
         self._clients = cluster.clients(tenant)
@@ -56,7 +69,8 @@ class Spending:
         client = self._clients[router]
         outcome = await client.ask(client.body(*shape))
         if outcome.status == 200:
-            self.granted_tokens += cost_of(shape)
+            came = outcome.arrivals[0] if outcome.arrivals else outcome.ended_at
+            self.granted.append((outcome.sent_at, came, sum(shape)))
         elif outcome.status == 429:
             self.refusals.append(outcome)
         if not outcome.is_ok and outcome.status != 429:
@@ -133,20 +147,22 @@ async def sequence(spending, fault):
 async def spent(spending, requests):
     """What was granted once all have been asked, and then as many of the smallest as fit."""
     began = time.monotonic()
+    before = await spending.cluster.metrics()
     seen = await requests
+    after = await spending.cluster.metrics()
+    without_redis = after[LOCAL_DECISIONS] - before[LOCAL_DECISIONS]
     first = spending.refusals[0] if spending.refusals else None
-    granted_before = spending.granted_tokens
+    granted_before = sum(cost for *_, cost in spending.granted)
     num_refused = len(spending.refusals)
     await spending.ask_in_turn(2 * NUM_ROUTERS, SMALLEST)
     took_s = time.monotonic() - began
     row = {
         "granted_tokens": granted_before,
-        "granted_to_the_smallest_after": spending.granted_tokens - granted_before,
-        "over_granted_tokens": max(0, spending.granted_tokens - LIMIT_TOKENS),
+        "most_in_a_window_tokens": most_in_a_window(spending.granted),
         "refused": num_refused,
         "other": spending.others,
         "seconds": took_s,
-        "is_within_a_window": took_s < WINDOW_S,
+        "decided_without_redis": without_redis,
         "fault": seen if isinstance(seen, dict) else {},
     }
     if first is not None:
@@ -165,6 +181,8 @@ def lines(found):
     for name, row in found["scenarios"].items():
         first = row.get("first_refusal", {})
         is_said = first.get("status") == 429 and all(first["headers"].values())
-        shown = f"{row['granted_tokens']:,}, {first.get('status', 'no refusal')}"
-        is_met = row["over_granted_tokens"] == 0 and is_said and row["is_within_a_window"]
-        yield f"{name}: tokens granted, first refusal", shown, "at most 1,000, 429", is_met
+        most = row["most_in_a_window_tokens"]
+        shown = f"{most:,}, {first.get('status', 'no refusal')}"
+        is_met = most <= LIMIT_TOKENS and is_said
+        what = f"{name}: tokens granted within a minute, first refusal"
+        yield what, shown, f"at most {LIMIT_TOKENS:,}, 429", is_met
