@@ -1,7 +1,7 @@
 """Whether a key with 1,000 tokens a minute gets 1,000 of two routers, whatever happens meanwhile.
 
 Owns the scenarios, each with a key of its own, and the count of what was granted. A request uses
-all that it is charged. Counted is what was granted within any minute, however long a scenario takes.
+all that it is charged. Counted is what was granted within any minute, however long it took.
 """
 
 import asyncio
