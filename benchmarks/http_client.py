@@ -76,10 +76,15 @@ class HttpClient:
             f"{self._headers}\r\n"
         ).encode()
 
-    async def ask(self, body, due_at=None):
-        """One request to its end; whatever goes wrong is in the outcome."""
+    async def ask(self, body, due_at=None, on_sent=None):
+        """One request to its end; whatever goes wrong is in the outcome.
+
+        `on_sent` is called with the outcome at once: who hangs up has what came until then.
+        """
         now_s = time.monotonic()
         outcome = Outcome(now_s if due_at is None else due_at, sent_at=now_s)
+        if on_sent is not None:
+            on_sent(outcome)
         writer = None
         try:
             async with asyncio.timeout(self._timeout_s):

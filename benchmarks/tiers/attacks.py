@@ -48,7 +48,7 @@ async def measure(step, seconds):
 async def beside(cluster, attack, attacker, seconds):
     client = cluster.client("chat", timeout_s=TIMEOUT_S)
     await chats(client, 2.0)  # warms up
-    alone = await chats(client, seconds / 2)
+    alone = [o.ttft_s for o in await chats(client, seconds / 2) if o.is_ok]
     tasks = [asyncio.create_task(one) for one in attack(cluster.client(attacker))]
     await asyncio.sleep(STARTS_S)
     probes = await chats(client, seconds)
@@ -56,7 +56,7 @@ async def beside(cluster, attack, attacker, seconds):
     await cut(tasks)
     good = [o.ttft_s for o in probes if o.is_ok]
     row = {
-        "alone_ttft_s": quantiles([o.ttft_s for o in alone if o.is_ok]),
+        "alone_ttft_s": quantiles(alone),
         "beside_ttft_s": quantiles(good) if good else None,
         "beside": counts(probes),
         "attacker_ended": counts(ended),

@@ -40,7 +40,7 @@ def draw_fairness(chart, found):
     for name, rows in found["mixes"].items():
         title = f"{name}: share of tokens, of a fair one"
         bars = [
-            (tenant, row["share_of_tokens"] / row["fair_share"], SERVED)
+            (tenant, (row["share_of_tokens"] or 0.0) / row["fair_share"], SERVED)
             for tenant, row in rows.items()
         ]
         chart.group(title, bars, "{:.2f}", 1.0)

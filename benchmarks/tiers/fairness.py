@@ -4,19 +4,23 @@ Owns the tenants and the shares. Permits are few, so that they are what tenants 
 """
 
 import asyncio
-import time
 
 from benchmarks.tiers.cluster import NUM_ROUTERS, TieredCluster
 from benchmarks.tiers.load import closed_loop, counts, latencies
 
 PERMITS = 8
 """Of each router."""
-PROMPT_TOKENS = 40
-OUTPUT_TOKENS = 16
-LONG_OUTPUT_TOKENS = 64
+PROMPT_TOKENS = 20
+OUTPUT_TOKENS = 8
+LONG_OUTPUT_TOKENS = 32
 ALL = NUM_ROUTERS * PERMITS
 """Outstanding requests of a tenant that could take every permit."""
 RAMP_SHARE = 0.25
+"""Of the answers, before all tenants are there."""
+NUM_TURNS = 20
+"""For each unit of weight: with fewer, chance is more than the tolerance."""
+MAX_TIMES = 4
+"""Of the given seconds; a mix ends then, however few its answers."""
 WEIGHTS = {f"weight-{weight}": weight for weight in range(1, 11)}
 
 
@@ -48,13 +52,24 @@ async def measure(step, seconds):
 
 
 async def shares(cluster, mix, seconds):
-    """What each tenant of a mix got in the steady part of the time."""
-    began = time.monotonic() + RAMP_SHARE * seconds
-    loops = [
-        closed_loop(cluster.clients(tenant, 10 * i), PROMPT_TOKENS, output, outstanding, seconds)
-        for i, (tenant, (outstanding, output)) in enumerate(mix.items())
-    ]
+    """What each tenant of a mix got of the answers after the ramp."""
+    wanted = NUM_TURNS * sum(WEIGHTS.get(tenant, 1) for tenant in mix) / (1 - RAMP_SHARE)
+    ended = []
+
+    def ends(outcome):
+        if outcome.is_ok:
+            ended.append(outcome.ended_at)
+        return len(ended) >= wanted
+
+    async def loop(i, tenant):
+        outstanding, output = mix[tenant]
+        clients = cluster.clients(tenant, 10 * i)
+        time_limit_s = MAX_TIMES * seconds
+        return await closed_loop(clients, PROMPT_TOKENS, output, outstanding, time_limit_s, ends)
+
+    loops = [loop(i, tenant) for i, tenant in enumerate(mix)]
     outcomes = dict(zip(mix, await asyncio.gather(*loops), strict=True))
+    began = ended[int(RAMP_SHARE * len(ended))] if ended else 0.0
     rows = {}
     for tenant, mine in outcomes.items():
         answers = sum(o.is_ok and o.ended_at >= began for o in mine)
@@ -73,7 +88,7 @@ async def shares(cluster, mix, seconds):
 def lines(found):
     """Rows of the table: what, figure, target, whether it is met."""
     for name, rows in found["mixes"].items():
-        ratios = [row["share_of_tokens"] / row["fair_share"] for row in rows.values()]
+        ratios = [(row["share_of_tokens"] or 0.0) / row["fair_share"] for row in rows.values()]
         shown = f"{min(ratios):.2f} to {max(ratios):.2f}"
         is_met = min(ratios) >= 0.9 and max(ratios) <= 1.1
         yield f"{name}: tokens of a fair share", shown, "0.9 to 1.1", is_met

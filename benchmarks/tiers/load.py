@@ -14,22 +14,33 @@ RETRY_S = 0.2
 """A refused client waits this long before it asks again."""
 
 
-async def closed_loop(clients, num_prompt, num_output, outstanding, seconds):
+async def closed_loop(
+    clients, num_prompt, num_output, outstanding, seconds, ends=None, on_sent=None
+):
     """Keep so many requests outstanding, in turn at each router; those open at the end are cut.
+
+    Args:
+        ends: Called with each outcome; returns whether the loop has enough before its time is up.
+        on_sent: Called with every outcome as it begins, those that are cut among them.
 
     Returns:
         The outcomes of those that ended in time.
     """
     outcomes = []
+    has_enough = asyncio.Event()
 
     async def one(client):
         while True:
-            outcomes.append(await client.ask(client.body(num_prompt, num_output)))
+            outcomes.append(await client.ask(client.body(num_prompt, num_output), on_sent=on_sent))
+            if ends is not None and ends(outcomes[-1]):
+                has_enough.set()
             if not outcomes[-1].is_ok:
                 await asyncio.sleep(RETRY_S)
 
     tasks = [asyncio.create_task(one(clients[i % len(clients)])) for i in range(outstanding)]
-    await asyncio.sleep(seconds)
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await has_enough.wait()
     await cut(tasks)
     return outcomes
 

@@ -40,7 +40,7 @@ async def measure(step, seconds):
             step(f"preemption: {name}")
             phases[name] = await phase(cluster, kinds, seconds)
     alone, both = phases["batch alone"], phases["both"]
-    kept = both["batch_tokens_per_s"] / alone["batch_tokens_per_s"]
+    kept = both["batch_tokens_per_s"] / max(alone["batch_tokens_per_s"], 1e-9)
     return {"places": PLACES, "blocks": BLOCKS, "phases": phases, "batch_kept": kept}
 
 
@@ -49,8 +49,12 @@ async def phase(cluster, kinds, seconds):
     before = await cluster.metrics()
     ramp_s = RAMP_SHARE * seconds
     batch = chats = None
+    jobs = []
+    """Also those that are cut at the end."""
     if "job" in kinds:
-        loop = closed_loop(cluster.clients("job"), *BATCH, BATCH_OUTSTANDING, ramp_s + seconds)
+        clients = cluster.clients("job")
+        length_s = ramp_s + seconds
+        loop = closed_loop(clients, *BATCH, BATCH_OUTSTANDING, length_s, on_sent=jobs.append)
         batch = asyncio.create_task(loop)
         await asyncio.sleep(ramp_s)
     began = time.monotonic()
@@ -59,7 +63,7 @@ async def phase(cluster, kinds, seconds):
     row = {}
     if batch is not None:
         outcomes = await batch
-        rate = tokens_between(outcomes, began, began + seconds) / seconds
+        rate = tokens_between(jobs, began, began + seconds) / seconds
         row |= {"batch": counts(outcomes), "batch_tokens_per_s": rate}
     if chats is not None:
         row["interactive"] = {**counts(chats), **latencies(chats)}
@@ -84,7 +88,7 @@ def lines(found):
     rates = [phases[name]["batch_tokens_per_s"] for name in ("batch alone", "both")]
     yield "batch tokens/s alone, beside", "{:.0f}, {:.0f}".format(*rates), "", None
     chats = [phases[name]["interactive_tokens_per_s"] for name in ("interactive alone", "both")]
-    total = (rates[1] + chats[1]) / rates[0]
+    total = (rates[1] + chats[1]) / max(rates[0], 1e-9)
     yield "all tokens/s together, of batch alone", f"{total:.0%}", "90%", total >= 0.9
     num = phases["both"]["preemptions"]
     yield "preemptions in that time", f"{num:.0f}", "some", num > 0
