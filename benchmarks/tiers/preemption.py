@@ -49,8 +49,7 @@ async def phase(cluster, kinds, seconds):
     before = await cluster.metrics()
     ramp_s = RAMP_SHARE * seconds
     batch = chats = None
-    jobs = []
-    """Also those that are cut at the end."""
+    jobs = []  # those that are cut at the end among them
     if "job" in kinds:
         clients = cluster.clients("job")
         length_s = ramp_s + seconds
