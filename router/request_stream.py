@@ -177,6 +177,7 @@ class StreamGroup:
             RequestStream(runner, request, turns, self._has_events, on_ended)
             for request in requests
         ]
+        self._reminder: asyncio.TimerHandle | None = None
 
     @property
     def requests(self) -> list[GenerateRequest]:
@@ -189,6 +190,8 @@ class StreamGroup:
         Returns:
             An empty list if none arrived within `timeout_s`.
         """
+        loop = asyncio.get_running_loop()
+        idle_at = None if timeout_s is None else loop.time() + timeout_s
         while True:
             # Cleared before looking, so that an event in between wakes the wait below.
             self._has_events.clear()
@@ -197,13 +200,18 @@ class StreamGroup:
                 for index, stream in enumerate(self._streams)
                 for event in stream.take()
             ]
-            if events:
+            if events or (idle_at is not None and loop.time() >= idle_at):
                 return events
-            try:
-                async with asyncio.timeout(timeout_s):
-                    await self._has_events.wait()
-            except TimeoutError:
-                return []
+            # Most waits end long before: one timer serves them all, and is set again when it ends
+            # before its wait does.
+            if idle_at is not None and self._reminder is None:
+                self._reminder = loop.call_at(idle_at, self._remind)
+            await self._has_events.wait()
+
+    def _remind(self) -> None:
+        """Let the consumer look at the time."""
+        self._reminder = None
+        self._has_events.set()
 
     @property
     def is_admitted(self) -> bool:
@@ -217,4 +225,7 @@ class StreamGroup:
 
     async def close(self, reason: ServingError | None = None) -> None:
         """End what still runs; without a reason, because the client has left."""
+        if self._reminder is not None:
+            self._reminder.cancel()
+            self._reminder = None
         await asyncio.gather(*(stream.close(reason) for stream in self._streams))

@@ -279,4 +279,12 @@ BUGS = [
         "tests/unit/router/test_request_stream.py"
         "::test_tokens_of_a_choice_become_one_event_when_the_router_is_behind",
     ),
+    Bug(
+        "a stream is kept alive no more after its first timer",
+        "router/request_stream.py",
+        "        self._reminder = None\n        self._has_events.set()\n",
+        "        self._has_events.set()\n",
+        "tests/unit/router/test_request_stream.py"
+        "::test_a_wait_without_events_ends_after_its_own_time_and_not_after_anothers",
+    ),
 ]

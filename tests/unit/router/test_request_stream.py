@@ -17,6 +17,7 @@ from core.types import (
 )
 from router.request_stream import StreamGroup
 from router.turns import MAX_WOKEN, Turns
+from simulation.loop import run_virtual
 
 END = RequestEnded(Usage(1), None)
 
@@ -112,3 +113,21 @@ async def test_a_consumer_waits_for_its_turn(new_group):
     emit(token(1, "b"))
     assert not waiting.done()
     assert await waiting == [(0, token(0, "a")), (0, token(1, "b"))]
+
+
+def test_a_wait_without_events_ends_after_its_own_time_and_not_after_anothers():
+    async def waits():
+        runner = Runner()
+        request = GenerateRequest("r", "m", (1,), SamplingParams(), 1, 0.0)
+        group = StreamGroup(runner, [request], Turns())
+        first = asyncio.ensure_future(group.batch(10.0))
+        await asyncio.sleep(6.0)
+        runner.emits[0](token(0, "a"))
+        assert await first == [(0, token(0, "a"))]
+        began_at = asyncio.get_running_loop().time()
+        assert await group.batch(10.0) == []
+        waited_s = asyncio.get_running_loop().time() - began_at
+        await group.close()
+        return waited_s
+
+    assert run_virtual(waits()) == pytest.approx(10.0)
