@@ -137,7 +137,8 @@ PLACEMENT_ERROR = Metric(
 PLACEMENT_REGRET = Metric(
     "baton_placement_regret_seconds",
     "histogram",
-    "by how much they took longer than the best other candidate was predicted to; 0: they did not",
+    "by how much they, and what others lost, cost more than the best other candidate was predicted "
+    "to; 0: they did not",
     ("path",),
 )
 ATTEMPTS = Metric("baton_attempts_total", "counter", "attempts started", ("path",))
