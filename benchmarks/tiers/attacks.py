@@ -114,6 +114,9 @@ def lines(found):
     for row in found["rows"]:
         alone, near = row["alone_ttft_s"], row["beside_ttft_s"]
         shown = f"{1e3 * alone['p50']:.0f}, " + (f"{1e3 * near['p50']:.0f}" if near else "none")
-        is_met = near is not None and row["times"] <= TARGET_TIMES
+        ok, sent = row["beside"]["ok"], row["beside"]["sent"]
+        # One without an answer has no time to the first token, and is worse than any that has.
+        is_met = ok == sent and row["times"] <= TARGET_TIMES
+        shown += "" if ok == sent else f" ({ok} of {sent} answered)"
         name = f"chat's TTFT p50 alone, beside {row['attack']} of tier {row['attacker_tier']}, ms"
         yield name, shown, f"{TARGET_TIMES} times", is_met
