@@ -62,13 +62,6 @@ BUGS = [
         TELEMETRY + "test_how_far_predictions_were_off_is_counted_by_path_and_never_below_zero",
     ),
     Bug(
-        "nobody sees what a long prompt would have taken without a transfer",
-        "router/placement.py",
-        "local or (pair.receiver,))",
-        "local)",
-        "tests/unit/router/test_cost.py::test_why_says_what_each_candidate_would_have_cost",
-    ),
-    Bug(
         "a router remembers every request that it has ever served",
         "router/observe/explanations.py",
         "        if len(self._ended) > self._max_explained:\n",

@@ -180,8 +180,8 @@ BUGS = [
     Bug(
         "a full decode worker is chosen for its few sequences",
         "router/cost.py",
-        "        pool = roomy or full\n",
-        "        pool = [*roomy, *full]\n",
+        "        return roomy or full\n",
+        "        return [*roomy, *full]\n",
         f"{PLACEMENT}::test_room_for_the_prompt_comes_before_few_sequences",
     ),
     Bug(
