@@ -54,4 +54,11 @@ BUGS = [
         "self.predicted.delay_s - self.best_other[1].total_s",
         PATH + "test_the_other_path_is_regretted_by_what_it_would_have_cost_everybody",
     ),
+    Bug(
+        "an idle receiver is not asked where another holds a prefix",
+        "router/placement.py",
+        "    if all(c is not pair.receiver for c in local):",
+        "    if not local:",
+        PATH + "test_of_a_holder_and_an_idle_receiver_the_cheaper_one_computes",
+    ),
 ]
