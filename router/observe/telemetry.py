@@ -117,10 +117,13 @@ class Telemetry:
         for tier in self._tiers:
             for result in attainment.RESULTS:
                 self._counters[metrics.SLO_REQUESTS].add(0, {"tier": tier, "result": result})
-            for metric in (metrics.PROMPT_TOKENS, metrics.OUTPUT_TOKENS, metrics.CACHED_TOKENS):
+            for metric in (
+                metrics.PROMPT_TOKENS,
+                metrics.OUTPUT_TOKENS,
+                metrics.CACHED_TOKENS,
+                metrics.COST,
+            ):
                 self._counters[metric].add(0, {"tier": tier})
-            if self._tiers[tier].prices is not None:
-                self._counters[metrics.COST].add(0, {"tier": tier})
 
     def request_ended(self, run: RequestState, ended: RequestEnded, server: str = "") -> None:
         """Record a request that ran."""
