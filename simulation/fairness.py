@@ -19,7 +19,7 @@ from core.ids import TransferId
 from core.plan import StepPlan
 from core.session import Role, Task
 from engine.scheduling.queues import MAX_READY
-from engine.scheduling.sequence import Sequence, Status
+from engine.scheduling.sequence import Place, Sequence, Status
 from simulation.cluster import SimCluster
 from simulation.observers import ClusterObserver
 from simulation.report import Report
@@ -40,7 +40,7 @@ class _Stop:
     """A sequence that stands still in mid-answer."""
 
     at_s: float
-    due: tuple[float, int]
+    due: Place
     num_overtakes: int = 0
 
 

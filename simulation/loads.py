@@ -19,6 +19,7 @@ from core.config import (
     TierConfig,
     TransferConfig,
 )
+from core.scopes import scope_of
 from core.types import SamplingParams
 from simulation.faults.kinds import Fault, Kind, Part, draw
 from simulation.plan import TIMEOUT_S, PlannedRequest, Style, TrialPlan
@@ -34,6 +35,8 @@ LOAD_S = 4.0
 MODEL_LEN = 130
 GIANT_MODEL_LEN = 700
 STYLES = 6 * [Style.CALM] + [Style.ALONE, Style.ADMISSION, Style.POOL, Style.GIANTS]
+SCOPES = (scope_of("b", ""), scope_of("c", ""))
+"""Of two tenants, whose requests take turns in workers; others are nobody's."""
 SLOW_STEP_S = 0.25
 """At this pace one worker alone, where faults leave no other, serves a whole load in time."""
 
@@ -257,7 +260,7 @@ class _Drawing:
             name=f"r{i}",
             prompt=prompt,
             sampling=sampling,
-            scope=rng.choice(["", "", "tenant-b"]),
+            scope=rng.choice(["", *SCOPES]),
             timeout_s=timeout_s,
         )
 
@@ -282,7 +285,7 @@ class _Drawing:
                 temperature=0.0,
                 ignore_eos=True,
             ),
-            scope=rng.choice(["", "tenant-b", "tenant-c"]),
+            scope=rng.choice(["", *SCOPES]),
         )
 
     def _small_or_giant(self, i: int) -> PlannedRequest:
@@ -301,7 +304,7 @@ class _Drawing:
                 temperature=0.0,
                 prompt_logprobs=5 if is_giant and rng.random() < 0.3 else None,
             ),
-            scope=rng.choice(["", "tenant-b", "tenant-c"]),
+            scope=rng.choice(["", *SCOPES]),
         )
 
 

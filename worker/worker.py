@@ -7,12 +7,15 @@ know which role, which network or which runner it gets.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from dataclasses import replace
 
 from core import events
+from core.config import TierConfig
 from core.errors import Draining, InvariantViolation, WorkerLost
 from core.plan import StepPlan
 from core.session import Load, Progress, Task, WorkerDescriptor
+from core.types import CANARY_TIER
 from engine.scheduling.block_pool import BlockPool
 from engine.scheduling.block_tables import Limits
 from engine.scheduling.events import SchedulerEvent
@@ -27,6 +30,8 @@ from worker.session_server import SessionServer
 from worker.step_loop import StepLoop
 from worker.stored_prefixes import StoredPrefixes, make_origins, make_tiers
 
+CANARY_LEAD_S = 3_600.0
+"""Canaries go before all that came within so long before them, and take a place if none is free."""
 LEAVE_S = 0.25
 """How long a draining worker waits for what was placed on it before routers knew of that."""
 
@@ -53,11 +58,21 @@ def compose(components: WorkerComponents, agent_thread: AgentThread | None = Non
         limits,
         components.layout.content_digest,
         components.hash_key,
-        order=ArrivalOrder({name: tier.delay_s for name, tier in components.tiers.items()}),
+        order=order_of(components.tiers),
         origins=origins,
     )
     tiers = None if origins is None else make_tiers(components, scheduler, origins)
     return Worker(components, scheduler, agent_thread, tiers)
+
+
+def order_of(tiers: Mapping[str, TierConfig]) -> ArrivalOrder:
+    """Make the order of a cluster with these tiers."""
+    # Canaries show that requests get through, not how long the line is.
+    delays_s = {name: tier.delay_s for name, tier in tiers.items()} | {CANARY_TIER: -CANARY_LEAD_S}
+    return ArrivalOrder(
+        delays_s,
+        {name: tier.tenant_weights for name, tier in tiers.items()},
+    )
 
 
 class Worker:

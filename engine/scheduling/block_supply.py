@@ -16,6 +16,7 @@ from engine.scheduling.block_tables import BlockTables, Limits
 from engine.scheduling.events import HandoverEvents, Preempted
 from engine.scheduling.sequence import Sequence, Status
 from engine.scheduling.sequences import Sequences
+from engine.scheduling.yielding import may_yield, victims
 
 MAX_OVERTAKEN = 16
 """Sequences that may take blocks before an older one that they are too few for."""
@@ -255,33 +256,35 @@ class BlockSupply:
         return self._pool.allocate(1)[0]
 
     def give_way(self) -> None:
-        """Take from lower tiers what those of higher ones lack to start: blocks and places.
+        """Take what those lack to start, blocks and places, who go before others that run.
 
-        Only between steps. The youngest yields first, and to nobody who is due after it: what has
-        waited its delay keeps what it has.
+        Only between steps. The rule is that of `engine.scheduling.yielding`; the youngest yields
+        first.
         """
-        running = self._sequences.running
-        lowest_s = max((s.delay_s for s in running), default=0.0)
         # Not what would run ahead of its partner: that may be for nobody.
         line = list(itertools.islice(self._sequences.waiting.ready, LOOK_AHEAD))
-        if self._sequences.executing or all(s.delay_s >= lowest_s for s in line):
+        if self._sequences.executing or not may_yield(self._sequences.running, line):
             return
         num_blocks = 0
-        num_places = 0
+        starting: list[Sequence] = []
         for sequence in line:
             if sequence.run_alone:
                 continue
             num_needed = num_blocks + self.num_needed(sequence, num_blocks)
-            lower = [s for s in reversed(running) if s.yields_to(sequence) and not s.run_alone]
-            if num_needed > self._pool.num_available + sum(map(_num_held, lower)):
+            yielding = []
+            if not self._has_room(num_needed, len(starting)):
+                yielding = victims(self._sequences.running, starting, sequence)
+            if num_needed > self._pool.num_available + sum(map(_num_held, yielding)):
                 continue  # not even all of them would do
-            for victim in lower:
-                if self._has_room(num_needed, num_places):
+            for victim in yielding:
+                if self._has_room(num_needed, len(starting)):
                     break
                 self.preempt(victim)
-            if self._has_room(num_needed, num_places):
+                # Or it would take its place again: it came before.
+                self._sequences.waiting.move_before(yielding[-1].due, sequence)
+            if self._has_room(num_needed, len(starting)):
                 num_blocks = num_needed
-                num_places += 1
+                starting.append(sequence)
 
     def _has_room(self, num_blocks: int, num_places: int) -> bool:
         """True if so many blocks are there, and a place beside so many."""

@@ -13,11 +13,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from core.scopes import tenant_of
 from core.types import GenerateRequest
 
 
 class Order(Protocol):
-    """Gives every request its place."""
+    """Gives every request its place; `engine.scheduling.tenant_turns` moves it up."""
 
     def delay_of(self, request: GenerateRequest) -> float:
         """Return by how much a request's tier stands back (seconds).
@@ -35,13 +36,19 @@ class Order(Protocol):
         """
         ...
 
+    def weight_of(self, request: GenerateRequest) -> float:
+        """Return how many turns a request's tenant has for each of an unnamed one."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class ArrivalOrder:
-    """First come, first served, but for tiers that stand back."""
+    """First come, first served, but for tiers that stand back and tenants that take turns."""
 
     delay_s: Mapping[str, float] = field(default_factory=dict)
     """By tier: how much earlier its requests must have come to go before one of an unnamed tier."""
+    tenant_weights: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """By tier and tenant; 1 for those that are not named."""
 
     def delay_of(self, request: GenerateRequest) -> float:
         """See `Order`."""
@@ -50,3 +57,7 @@ class ArrivalOrder:
     def due_at(self, request: GenerateRequest, arrived_at: float) -> float:
         """See `Order`."""
         return arrived_at + self.delay_of(request)
+
+    def weight_of(self, request: GenerateRequest) -> float:
+        """See `Order`."""
+        return self.tenant_weights.get(request.tier, {}).get(tenant_of(request.scope), 1.0)

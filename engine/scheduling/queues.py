@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 
 from core.errors import InvariantViolation
 from core.ids import WorkerId
-from engine.scheduling.sequence import Handover, Sequence, Status
+from engine.scheduling.sequence import Handover, Place, Sequence, Status, place_before
 
 MAX_UNANSWERED = 8
 """Hand-overs announced to one decode worker that it has not answered yet."""
@@ -27,7 +27,7 @@ WALK_BATCH = 64
 """Sequences that a walk looks up at a time."""
 
 
-def _due(sequence: Sequence) -> tuple[float, int]:
+def _due(sequence: Sequence) -> Place:
     return sequence.due
 
 
@@ -167,6 +167,13 @@ class WaitingLine:
         else:
             self.ready.remove(sequence)
         self.num_reservations -= sequence.status is Status.RESERVING
+
+    def move_before(self, place: Place, sequence: Sequence) -> None:
+        """Let a waiting sequence go right before a place, unless it does already."""
+        if place < sequence.due:
+            self.remove(sequence)
+            sequence.due = place_before(place, sequence.key)
+            self.add(sequence)
 
     def next_to_announce(self) -> Sequence | None:
         """Find the first hand-over that may be announced now; None if there is none.

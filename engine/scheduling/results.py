@@ -100,8 +100,8 @@ class Results:
             if sequence.spare_blocks:
                 fork.spare_blocks.append(sequence.spare_blocks.pop())
             self._sequences.running.add(fork)
+            self._sequences.turns.count(fork)
             events.append(self._append(fork, tokens[choice]))
         # Last: until the forks have their references the blocks must not be free.
-        self._sequences.release(sequence)
-        sequence.status = Status.FINISHED
+        self._sequences.forked(sequence)
         return events

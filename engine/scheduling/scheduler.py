@@ -27,11 +27,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable
+from math import inf
 
 from core.block_hash import BlockNaming, naming_of
 from core.errors import InvariantViolation
 from core.ids import Epoch
 from core.plan import StepPlan, StepResult
+from core.scopes import tenant_of
 from core.types import GenerateRequest, Logprob
 from engine.scheduling.block_origins import BlockOrigins
 from engine.scheduling.block_pool import BlockPool
@@ -159,8 +161,10 @@ class Scheduler:
             block_size_tokens=self.limits.block_size_tokens,
             credit=credit,
             arrived_at=now_s,
-            due=(self._order.due_at(request, now_s - age_s), key),
+            due=(self._order.due_at(request, now_s - age_s), key, inf),
             delay_s=self._order.delay_of(request),
+            tenant=tenant_of(request.scope),
+            weight=self._order.weight_of(request),
             handover=handover,
         )
 
@@ -193,6 +197,8 @@ class Scheduler:
                 f"sequence {sequence.key} is {sequence.status.name.lower()} and enters once more"
             )
         sequence.status = status
+        # Now, and not when it was made: arrivals are made long before they enter.
+        self._sequences.turns.enter(sequence)
         self.waiting.add(sequence)
 
     def partnered(self, sequence: Sequence, first_block: int) -> None:

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from enum import Enum, auto
+from math import inf
+from typing import TypeAlias
 
 from core.block_hash import BlockHash, BlockNaming
 from core.ids import Epoch, WorkerId
@@ -34,6 +36,11 @@ class Status(Enum):
 
 
 UNLIMITED_CREDIT = 2**31
+Place: TypeAlias = tuple[float, ...]
+"""In a queue: the instant at which a sequence is due, its key, infinity; lower goes first.
+
+Before the infinity there is room for those who go right before it (`place_before`).
+"""
 
 
 @dataclass(slots=True)
@@ -55,6 +62,11 @@ class Handover:
     """By choice, once the prompt is computed."""
 
 
+def place_before(place: Place, key: int) -> Place:
+    """Return the place right before another one, behind all that were given before it so far."""
+    return (*place[:-1], key, inf)
+
+
 @dataclass(slots=True, eq=False)
 class Sequence:
     """Tokens and blocks of one choice, or of several until their first token is drawn."""
@@ -71,10 +83,15 @@ class Sequence:
     """Output positions below it may be computed."""
     arrived_at: float
     """At this worker, on its clock (seconds), as the other instants here."""
-    due: tuple[float, int] = (0.0, 0)
-    """Where it stands in every queue: the instant at which it is due, and its key."""
+    due: Place = (0.0, 0, inf)
+    """Where it stands in every queue."""
     delay_s: float = 0.0
     """By which its tier stands back."""
+    tenant: str = ""
+    weight: float = 1.0
+    """Of its tenant."""
+    number: float = 0.0
+    """Sequences that its tenant had here when it came, by the tenant's weight."""
     num_overtaken: int = 0
     """Sequences behind it that took blocks while it waited for some."""
     handover: Handover | None = None
@@ -111,8 +128,13 @@ class Sequence:
         return len(self.token_ids) - self.num_computed_tokens
 
     def yields_to(self, other: Sequence) -> bool:
-        """True if it may lose what it has to another one, of a higher tier and due before it."""
+        """True if the other one is of a higher tier and due before it."""
         return self.delay_s > other.delay_s and self.due > other.due
+
+    def shares_tier_with(self, other: Sequence) -> bool:
+        """True if they stand back alike and their tenants take turns."""
+        is_other = bool(self.tenant and other.tenant) and self.tenant != other.tenant
+        return is_other and self.delay_s == other.delay_s
 
     @property
     def is_ahead(self) -> bool:
@@ -164,7 +186,7 @@ class Sequence:
             self,
             key=key,
             # Where the prompt stood, yet a place of its own.
-            due=(self.due[0], key),
+            due=place_before(self.due, key),
             choices=(choice,),
             status=Status.RUNNING,
             handover=None,

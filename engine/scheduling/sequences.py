@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from engine.scheduling.block_tables import BlockTables
 from engine.scheduling.queues import SequenceQueue, WaitingLine
 from engine.scheduling.sequence import Sequence, Status
+from engine.scheduling.tenant_turns import TenantTurns
 
 
 class Sequences:
@@ -19,6 +20,7 @@ class Sequences:
     def __init__(self, tables: BlockTables) -> None:
         self.running = SequenceQueue()
         self.waiting = WaitingLine()
+        self.turns = TenantTurns(self.waiting)
         self.holding: dict[int, Sequence] = {}
         self.arriving: dict[int, Sequence] = {}
         self.executing: frozenset[int] = frozenset()
@@ -70,12 +72,22 @@ class Sequences:
         if sequence.is_finished:
             return
         self.remove(sequence)
-        sequence.status = Status.FINISHED
+        self._finish(sequence)
         # The step that runs may be writing to its blocks.
         if self.executing:
             self._cancelled_in_step.append(sequence)
         else:
             self.release(sequence)
+
+    def forked(self, sequence: Sequence) -> None:
+        """End a sequence, in no set any more, whose forks have taken its place."""
+        self.release(sequence)
+        self._finish(sequence)
+
+    def _finish(self, sequence: Sequence) -> None:
+        if sequence.status is not Status.NEW:
+            self.turns.leave(sequence)
+        sequence.status = Status.FINISHED
 
     def step_begins(self, planned: set[int], *, copies_from_free: bool) -> tuple[int, ...]:
         """Note what is executed from now on.

@@ -16,7 +16,7 @@ from core.plan import SampleSpec, StepItem
 from engine.scheduling.block_supply import LOOK_AHEAD, MAX_OVERTAKEN, BlockSupply
 from engine.scheduling.block_tables import Limits
 from engine.scheduling.events import HandoverEvents, Started
-from engine.scheduling.sequence import Sequence, Status
+from engine.scheduling.sequence import Place, Sequence, Status
 from engine.scheduling.sequences import Sequences
 from engine.scheduling.step_budget import StepBudget
 
@@ -34,7 +34,7 @@ class Step:
     has_handover: bool = False
 
 
-def _turn(sequence: Sequence) -> tuple[bool, tuple[float, int]]:
+def _turn(sequence: Sequence) -> tuple[bool, Place]:
     """What is computed for a partner that may never answer comes after everything else."""
     return sequence.is_ahead, sequence.due
 

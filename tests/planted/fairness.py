@@ -4,6 +4,7 @@ from planted.bug import Bug
 
 UNIT = "tests/unit/engine/scheduling/test_scheduler_fairness.py"
 WHOLE = "tests/simulation/test_fairness_rules.py"
+TURNS = "tests/unit/engine/scheduling/test_tenant_turns.py"
 
 BUGS = [
     Bug(
@@ -245,5 +246,54 @@ BUGS = [
         "self._order.due_at(request, now_s - age_s)",
         "self._order.due_at(request, now_s)",
         f"{UNIT}::test_age_travels_so_a_request_tried_again_keeps_its_place",
+    ),
+    Bug(
+        "tenants of one tier take no turns in a worker",
+        "engine/scheduling/scheduler.py",
+        "        self._sequences.turns.enter(sequence)\n",
+        "",
+        f"{TURNS}::test_those_who_wait_are_served_in_rounds",
+    ),
+    Bug(
+        "what a tenant runs does not count for its turn",
+        "engine/scheduling/tenant_turns.py",
+        "newcomer.number = self._num_of[newcomer.tenant] /",
+        "newcomer.number = sum(s.tenant == newcomer.tenant for s in self._waiting) /",
+        f"{TURNS}::test_what_runs_counts_so_that_one_at_a_time_is_no_way_to_more_turns",
+    ),
+    Bug(
+        "forks are not counted for their tenant",
+        "engine/scheduling/results.py",
+        "            self._sequences.turns.count(fork)\n",
+        "",
+        f"{TURNS}::test_what_has_ended_counts_no_more",
+    ),
+    Bug(
+        "a prompt that has forked counts for ever",
+        "engine/scheduling/sequences.py",
+        "        self._finish(sequence)\n\n    def _finish",
+        "        sequence.status = Status.FINISHED\n\n    def _finish",
+        f"{TURNS}::test_what_has_ended_counts_no_more",
+    ),
+    Bug(
+        "a newcomer passes an answer that lost its blocks",
+        "engine/scheduling/tenant_turns.py",
+        "        and waiting.started_at is None\n",
+        "",
+        f"{TURNS}::test_an_answer_that_lost_its_blocks_is_passed_by_nobody",
+    ),
+    Bug(
+        "a newcomer passes those of a higher tier",
+        "engine/scheduling/sequence.py",
+        "        return is_other and self.delay_s == other.delay_s",
+        "        return is_other",
+        f"{TURNS}::test_a_tier_is_passed_by_no_tenant_of_another",
+    ),
+    Bug(
+        "who moves up goes before those who did so earlier",
+        "engine/scheduling/sequence.py",
+        "    return (*place[:-1], key, inf)",
+        "    return (*place[:-1], -key, inf)",
+        f"{TURNS}::test_who_goes_before_the_same_one_keeps_the_order_of_coming",
     ),
 ]
