@@ -1,11 +1,9 @@
 """Permits: how many requests run at once, how many may wait, and for how long.
 
-Owns every permit: granting one counts it at once, and its holder gives it back. Does not know
-workers; leaves to `router.tier_queues` who goes next and who makes room, and to
-`router.load_shedding` what would come too late.
-
-A request takes a permit for each of its choices. A tier takes no more than its share of them,
-whatever it asks for: the others find what is left.
+Owns how a request comes to its permits: granting them counts them at once, and their holder gives
+them back. Does not know workers; leaves to `router.permits` who may have how many, to
+`router.tier_queues` who goes next and who makes room, and to `router.load_shedding` what would come
+too late.
 
 A request arrives from its head until it could run: while its body comes, is tokenized, and is
 charged to its key. It will want a permit, so newcomers are refused for it as for one that waits.
@@ -29,7 +27,9 @@ from core.ids import Ids
 from core.types import CANARY_TIER, MAX_CHOICES, GenerateRequest
 from router.expected_wait import Ahead
 from router.load_shedding import LoadShedding, Shortage
-from router.tier_queues import QueuedAhead, TierQueue, TierQueues, Waiter
+from router.permits import Permits
+from router.tier_queues import QueuedAhead, TierQueues, Waiter
+from router.token_use import TokenUse
 
 MAX_ARRIVAL_S = 2.0
 """Half-sent bodies must not keep others out."""
@@ -58,7 +58,7 @@ class Admission:
         """Start with all permits free; the limits are those of all tiers together."""
         self._tiers = default_tiers() if tiers is None else tiers
         self._shedding = shedding or LoadShedding(LoopClock(), Ids(), self._tiers, queue_wait_s)
-        self._max_running = max_running
+        self._permits = Permits(max_running, self._tiers)
         self._max_queued = max_queued
         self._queue_wait_s = queue_wait_s
         self._waiting: TierQueues[_Waiter] = TierQueues(self._tiers, max_queued, max_queued_tokens)
@@ -68,7 +68,7 @@ class Admission:
         self._arriving: TierQueues[Waiter] = TierQueues(unlimited, max_arriving, max_queued_tokens)
         self._whole: TierQueues[Waiter] = TierQueues(unlimited, max_arriving, max_queued_tokens)
         """Those among the arriving whose bodies have come."""
-        self._num_running = dict.fromkeys(self._tiers, 0)
+        self._token_use = {name: TokenUse() for name in self._tiers}
         self.num_refused: Counter[str] = Counter(dict.fromkeys(self._tiers, 0))
         """Requests for which there was no room or no time, by tier."""
         self.is_draining = False
@@ -76,7 +76,7 @@ class Admission:
     @property
     def num_running(self) -> int:
         """Permits that are taken."""
-        return sum(self._num_running.values())
+        return self._permits.num_taken
 
     @property
     def num_queued(self) -> int:
@@ -85,15 +85,21 @@ class Admission:
 
     def running_by_tier(self) -> dict[str, int]:
         """Count the permits that are taken."""
-        return dict(self._num_running)
+        return self._permits.taken_by_tier()
 
     def queued_by_tier(self) -> dict[str, int]:
         """Count the requests that wait for a permit."""
         return {name: len(queue.waiters) for name, queue in self._waiting.by_tier.items()}
 
     @asynccontextmanager
-    async def permit(self, request: GenerateRequest) -> AsyncIterator[None]:
+    async def permit(
+        self, request: GenerateRequest, count_output: Callable[[], int] = int
+    ) -> AsyncIterator[None]:
         """Hold a permit for the length of the block.
+
+        Args:
+            request: Takes a permit for each of its choices.
+            count_output: Counts its output tokens, at its end.
 
         Raises:
             Overloaded: The queue is full, no permit came in time or none will; nothing is held.
@@ -109,12 +115,13 @@ class Admission:
         shortage = self._shedding.too_late(tier, ahead, num_tokens, request.deadline_at)
         if shortage is not None:
             raise self._refusal(tier, shortage)
-        num_permits = self._num_permits(tier, request.sampling.n)
+        num_permits = self._permits.num_for(tier, request.sampling.n)
         await self._acquire(tier, request.tenant, num_permits, num_tokens)
         try:
             yield
         finally:
-            self._release(tier, num_permits)
+            self._token_use[tier].ended(request.tenant, num_tokens, count_output())
+            self._release(tier, request.tenant, num_permits)
 
     def arrive(
         self, tier: str, tenant: str, others: Sequence[str] = (), *, is_whole: bool = False
@@ -178,7 +185,7 @@ class Admission:
     def _ahead_of(self, tier: str, tenant: str) -> Ahead:
         """Foresee what goes before a request that is made."""
         queued = self._waiting.ahead_of(tier, tenant, asyncio.get_running_loop().time())
-        return self._ahead(tier, queued, self._may_run_now(tier, 1))
+        return self._ahead(tier, queued, self._may_run_now(tier, tenant, 1))
 
     def _ahead_of_newcomer(self, tier: str, tenant: str, among: TierQueues[Waiter]) -> Ahead:
         """Foresee what goes before one that is still to be made: those who arrive, too."""
@@ -191,8 +198,8 @@ class Admission:
             queued.num_tokens,
         )
         is_free = (
-            self._may_run_now(tier, arriving.num_own + 1)
-            and self.num_running + arriving.num_requests < self._max_running
+            self._may_run_now(tier, tenant, arriving.num_own + 1)
+            and arriving.num_requests < self._permits.num_free
         )
         return self._ahead(tier, num_ahead, is_free)
 
@@ -204,9 +211,9 @@ class Admission:
                     arriving.leave(first)
 
     def _ahead(self, tier: str, queued: QueuedAhead, is_free: bool) -> Ahead:
-        share = self._max_running_of(tier)
-        num_left = share - self._num_running[tier]
-        is_limited = share < self._max_running
+        share = self._permits.share_of(tier)
+        num_left = share - self.running_by_tier()[tier]
+        is_limited = share < self._permits.num_permits
         return Ahead(
             num_running=self.num_running,
             num_requests=queued.num_requests,
@@ -227,9 +234,9 @@ class Admission:
         queue = self._waiting.by_tier[tier]
         message = (
             f"{self.num_running} requests run and {self.num_queued} wait, {len(self._arriving)} "
-            f"arrive; the limits are {self._max_running} and {self._max_queued} (of tier {tier} "
-            f"{self._num_running[tier]} and {len(queue.waiters)}, "
-            f"{self._max_running_of(tier)} and {queue.max_queued}); try again later"
+            f"arrive; the limits are {self._permits.num_permits} and {self._max_queued} (of tier "
+            f"{tier} {self.running_by_tier()[tier]} and {len(queue.waiters)}, "
+            f"{self._permits.share_of(tier)} and {queue.max_queued}); try again later"
         )
         return self._no_room(tier, tenant, QueueFull, message)
 
@@ -247,7 +254,7 @@ class Admission:
             InvalidRequest: Names how many outputs it may have.
         """
         # A reply of one prompt with the most choices is always allowed, however few may run.
-        share = max(MAX_CHOICES, self._max_running // 2)
+        share = max(MAX_CHOICES, self._permits.num_permits // 2)
         if num_prompts * num_choices > share:
             raise InvalidRequest(
                 "prompt",
@@ -256,18 +263,11 @@ class Admission:
                 "send fewer prompts in one request or raise router.max_running",
             )
 
-    def _max_running_of(self, tier: str) -> int:
-        return max(1, int(self._max_running * self._tiers[tier].max_running_share))
-
-    def _num_permits(self, tier: str, num_choices: int) -> int:
-        # One with more choices than its tier has permits runs alone; it would never run otherwise.
-        return max(1, min(num_choices, self._max_running_of(tier)))
-
     # --- waiting ----------------------------------------------------------------------------------
 
     async def _acquire(self, tier: str, tenant: str, num_permits: int, num_tokens: int) -> None:
-        if self._may_run_now(tier, num_permits):
-            self._num_running[tier] += num_permits
+        if self._may_run_now(tier, tenant, num_permits):
+            self._permits.take(tier, tenant, num_permits)
             return
         loop = asyncio.get_running_loop()
         granted: asyncio.Future[None] = loop.create_future()
@@ -281,7 +281,7 @@ class Admission:
             await granted
         except asyncio.CancelledError:
             if _is_granted(granted):  # in the same turn of the loop in which the waiter left
-                self._release(tier, num_permits)
+                self._release(tier, tenant, num_permits)
             raise
         finally:
             timer.cancel()
@@ -315,51 +315,57 @@ class Admission:
 
     # --- granting ---------------------------------------------------------------------------------
 
-    def _release(self, tier: str, num_permits: int) -> None:
+    def _release(self, tier: str, tenant: str, num_permits: int) -> None:
         """Give permits back."""
-        self._num_running[tier] -= num_permits
+        self._permits.give_back(tier, tenant, num_permits)
         self._grant_next()
+        awaited = {name for name, queue in self._waiting.by_tier.items() if queue.waiters}
+        in_share = {name for name in awaited if self._permits.is_within_share(name, 1)}
         self._shedding.released(
-            tier,
-            is_awaited=self._next() is not None,
-            is_share_awaited=bool(self._waiting.by_tier[tier].waiters)
-            and not self._is_within_share(tier, 1),
+            tier, is_awaited=bool(in_share), is_share_awaited=tier in awaited - in_share
         )
 
-    def _is_within_share(self, tier: str, num_permits: int) -> bool:
-        share = self._max_running_of(tier)
-        # One that may take all permits lacks no share, but permits: they are kept for it.
-        return share == self._max_running or self._num_running[tier] + num_permits <= share
-
-    def _may_run_now(self, tier: str, num_permits: int) -> bool:
+    def _may_run_now(self, tier: str, tenant: str, num_permits: int) -> bool:
         """True if a newcomer needs not wait: there are permits, and nobody goes before it."""
-        is_free = self.num_running + num_permits <= self._max_running
-        if not (is_free and self._is_within_share(tier, num_permits)):
+        permits = self._permits
+        if (
+            num_permits > permits.num_free
+            or not permits.is_within_share(tier, num_permits)
+            or not permits.is_within_part(tier, tenant, num_permits)
+        ):
             return False
-        if not self._waiting:
-            return True
-        due_at = asyncio.get_running_loop().time() + self._tiers[tier].delay_s
         first = self._next()
-        return not self._waiting.by_tier[tier].waiters and (first is None or first.due_at > due_at)
+        if self._waiting.by_tier[tier].waiters.peek(self._is_within_part) is not None:
+            return False
+        due_at = asyncio.get_running_loop().time() + self._tiers[tier].delay_s
+        return first is None or self._waiting.by_tier[first.tier].due_at > due_at
 
-    def _next(self) -> TierQueue[_Waiter] | None:
-        """Return the tier whose turn it is; one that has its share waits for its own permits."""
+    def _next(self) -> _Waiter | None:
+        """Return whose turn it is. A tenant that has its part is passed by the others.
+
+        A tier that has its share waits for permits of its own.
+        """
         for queue in self._waiting.in_turn():
-            # Cancelled, and not yet gone from the queue: its task has not run since.
-            while (waiter := queue.waiters.peek()) is not None and waiter.granted.done():
+            while (waiter := queue.waiters.peek(self._is_within_part)) is not None:
+                if not waiter.granted.done():
+                    break
+                # Cancelled, and not yet gone from the queue: its task has not run since.
                 self._waiting.leave(waiter)
-            if waiter is not None and self._is_within_share(waiter.tier, waiter.num_permits):
-                return queue
+            if waiter and self._permits.is_within_share(waiter.tier, waiter.num_permits):
+                return waiter
         return None
+
+    def _is_within_part(self, waiter: _Waiter) -> bool:
+        return self._permits.is_within_part(waiter.tier, waiter.tenant, waiter.num_permits)
 
     def _grant_next(self) -> None:
         """Grant free permits in the queue's order: small requests do not overtake a large one."""
-        while (queue := self._next()) is not None:
-            waiter = queue.waiters.peek()
-            if waiter is None or self.num_running + waiter.num_permits > self._max_running:
+        while (waiter := self._next()) is not None:
+            if waiter.num_permits > self._permits.num_free:
                 return
-            self._waiting.take(queue)
-            self._num_running[waiter.tier] += waiter.num_permits
+            use = self._token_use[waiter.tier]
+            self._waiting.take(waiter, use.turns(waiter.tenant, waiter.num_tokens))
+            self._permits.take(waiter.tier, waiter.tenant, waiter.num_permits)
             waiter.granted.set_result(None)
 
 

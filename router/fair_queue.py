@@ -12,7 +12,7 @@ nothing.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -135,20 +135,24 @@ class FairQueue(Generic[Waiter]):
             del self._tenants[tenant]
         return True
 
-    def peek(self) -> Waiter | None:
-        """The next waiter; None if the queue is empty."""
-        name = self._next_tenant()
-        return None if name is None else next(iter(self._tenants[name].waiters))
+    def peek(self, may_go: Callable[[Waiter], bool] | None = None) -> Waiter | None:
+        """The next waiter whose tenant's first may go; None if there is none."""
+        in_turn = self._in_turn() if may_go is None else filter(may_go, self._in_turn())
+        return next(in_turn, None)
 
-    def take(self) -> Waiter | None:
-        """Remove and return the next waiter; its tenant's next one has its turn later."""
-        name = self._next_tenant()
-        if name is None:
+    def take(self, tenant: str | None = None, num_turns: float = 1.0) -> Waiter | None:
+        """Remove and return the next waiter, of that tenant if one is given.
+
+        The tenant's next one has its turn as many turns later as this one counts for. A tenant that
+        was passed makes up for no turn: it could not use them.
+        """
+        name = min(self._tenants, key=self._pass_of, default=None) if tenant is None else tenant
+        if name is None or name not in self._tenants:
             return None
-        tenant = self._tenants[name]
-        waiter = next(iter(tenant.waiters))
-        self._served_pass = tenant.next_pass
-        tenant.next_pass += tenant.stride
+        found = self._tenants[name]
+        waiter = next(iter(found.waiters))
+        self._served_pass = max(self._served_pass, found.next_pass)
+        found.next_pass = self._served_pass + max(1, round(found.stride * num_turns))
         self.leave(name, waiter)
         return waiter
 
@@ -166,6 +170,11 @@ class FairQueue(Generic[Waiter]):
         found.waiters[waiter] = None
         self._joined[waiter] = tenant
 
-    def _next_tenant(self) -> str | None:
+    def _in_turn(self) -> Iterator[Waiter]:
+        """List the first of each tenant, in the order of their turns."""
         # Of equal passes the first in the table: it has waited longer.
-        return min(self._tenants, key=lambda name: self._tenants[name].next_pass, default=None)
+        for name in sorted(self._tenants, key=self._pass_of):
+            yield next(iter(self._tenants[name].waiters))
+
+    def _pass_of(self, tenant: str) -> int:
+        return self._tenants[tenant].next_pass

@@ -188,7 +188,8 @@ class Orchestrator:
             # none.
             for choice, tokens in zip(run.choices, request.resume_tokens, strict=False):
                 choice.restore(tokens)
-            async with asyncio.timeout_at(request.deadline_at), self._admission.permit(request):
+            permit = self._admission.permit(request, lambda: run.num_output_tokens)
+            async with asyncio.timeout_at(request.deadline_at), permit:
                 run.timeline.admitted_at = self._clock.now_s()
                 await self._attempts.run(run)
         except TimeoutError:

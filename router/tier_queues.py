@@ -180,10 +180,10 @@ class TierQueues(Generic[AnyWaiter]):
         if queue.waiters.leave(waiter.tenant, waiter):
             queue.num_tokens -= waiter.num_tokens
 
-    def take(self, queue: TierQueue[AnyWaiter]) -> None:
-        """Take out the next of a tier: its tenant has had its turn."""
-        waiter = queue.waiters.take()
-        if waiter is not None:
+    def take(self, waiter: AnyWaiter, num_turns: float = 1.0) -> None:
+        """Take out the first of its tenant, which has had so many turns by it."""
+        queue = self.by_tier[waiter.tier]
+        if queue.waiters.take(waiter.tenant, num_turns) is not None:
             queue.num_tokens -= waiter.num_tokens
 
     def _below(self, queue: TierQueue[AnyWaiter]) -> list[TierQueue[AnyWaiter]]:

@@ -24,7 +24,6 @@ from router.placement import Placement, PlacementConstraints, choose
 from router.prompt_prefixes import PromptNames
 from router.request_state import RequestState
 from router.request_stream import RequestStream
-from router.tier_queues import TierQueue
 from simulation.cluster import SimCluster
 from simulation.observers import ClusterObserver
 from simulation.prefix_invariants import SETTLED_S, check_views
@@ -114,16 +113,17 @@ class Watch(ClusterObserver):
         waiting = admission._waiting
         take = waiting.take
 
-        def watched(queue: TierQueue[Any]) -> None:
+        def watched(waiter: Any, num_turns: float) -> None:  # noqa: ANN401 - admission's own kind
+            due_at = waiting.by_tier[waiter.tier].due_at
             for other in waiting.in_turn():
-                first = other.waiters.peek()
-                if first is None or other.due_at >= queue.due_at:
+                first = other.waiters.peek(admission._is_within_part)
+                if first is None or other.due_at >= due_at:
                     continue
-                if admission._is_within_share(first.tier, first.num_permits):
+                if admission._permits.is_within_share(first.tier, first.num_permits):
                     self._report.violated(f"F5 {router.name}: a permit went past {first.tier}")
-            take(queue)
+            take(waiter, num_turns)
 
-        waiting.take = watched  # type: ignore[method-assign]
+        waiting.take = watched  # type: ignore[method-assign, assignment]
 
     def _check_placing(self) -> None:
         """L4: nobody waits for a placement that could be made."""
@@ -187,11 +187,10 @@ def _idle_permits(cluster: SimCluster) -> list[str]:
     found = []
     for router in cluster.routers:
         admission = router.admission
-        queue = admission._next()
-        first = None if queue is None else queue.waiters.peek()
+        first = admission._next()
         if router.name in cluster.paused or not router.is_alive or first is None:
             continue
-        if admission.num_running + first.num_permits <= admission._max_running:
+        if first.num_permits <= admission._permits.num_free:
             found.append(f"L1 {router.name}: a request of tier {first.tier} waits for free permits")
     return found
 

@@ -180,7 +180,7 @@ BUGS = [
     Bug(
         "texts are first come, first served",
         "router/fair_queue.py",
-        "        tenant.next_pass += tenant.stride\n",
+        "        found.next_pass = self._served_pass + max(1, round(found.stride * num_turns))\n",
         "",
         f"{POOL}::test_tenants_take_turns",
     ),
@@ -214,8 +214,8 @@ BUGS = [
     ),
     Bug(
         "a request takes one permit whatever its choices",
-        "router/admission.py",
-        "return max(1, min(num_choices, self._max_running_of(tier)))",
+        "router/permits.py",
+        "return max(1, min(num_choices, self.share_of(tier)))",
         "return 1",
         f"{PARTS}::test_a_request_takes_a_permit_for_each_choice",
     ),

@@ -12,6 +12,10 @@ FREE = "test_a_permit_is_free_if_those_who_arrive_before_leave_one_and_one_of_th
 ENGINE = "tests/unit/engine/scheduling/test_scheduler_tiers.py::"
 CLUSTER = "tests/simulation/test_tier_rules.py::"
 TENANTS = "tests/unit/router/test_fair_queue.py::"
+PERMITS = "tests/unit/router/test_permits.py::"
+TOKENS = "tests/unit/router/test_token_use.py::"
+WORKER_TURNS = "tests/unit/engine/scheduling/test_tenant_turns.py::"
+SHARE = "test_who_runs_much_yields_places_to_who_runs_little_and_no_more_than_a_share"
 
 BUGS = [
     Bug(
@@ -76,16 +80,16 @@ BUGS = [
     ),
     Bug(
         "a burst takes every permit",
-        "router/admission.py",
-        "return max(1, int(self._max_running * self._tiers[tier].max_running_share))",
-        "return self._max_running",
+        "router/permits.py",
+        "return max(1, int(self.num_permits * self._tiers[tier].max_running_share))",
+        "return self.num_permits",
         SERVERS + "test_a_burst_of_batch_requests_leaves_permits_for_others_at_both_servers",
     ),
     Bug(
         "a tier that may take all permits is passed while it lacks some",
-        "router/admission.py",
-        "return share == self._max_running or self._num_running[tier] + num_permits <= share",
-        "return self._num_running[tier] + num_permits <= share",
+        "router/permits.py",
+        "return share == self.num_permits or self._taken[tier] + num <= share",
+        "return self._taken[tier] + num <= share",
         ADMISSION + "test_a_large_request_is_not_passed_by_those_that_are_due_after_it",
     ),
     Bug(
@@ -105,7 +109,7 @@ BUGS = [
     Bug(
         "workers know no tiers",
         "worker/worker.py",
-        "{name: tier.delay_s for name, tier in components.tiers.items()}",
+        "{name: tier.delay_s for name, tier in tiers.items()}",
         "{}",
         CLUSTER + "test_a_chat_beside_a_hundred_long_batch_prompts_is_served_before_them",
     ),
@@ -140,7 +144,7 @@ BUGS = [
     Bug(
         "blocks are taken in vain",
         "engine/scheduling/block_supply.py",
-        "if num_needed > self._pool.num_available + sum(map(_num_held, lower)):",
+        "if num_needed > self._pool.num_available + sum(map(_num_held, yielding)):",
         "if False:",
         ENGINE + "test_nothing_is_taken_from_the_own_tier_from_those_that_are_due_or_in_vain",
     ),
@@ -229,14 +233,14 @@ BUGS = [
     Bug(
         "permits of those who arrive count as free",
         "router/admission.py",
-        "self._may_run_now(tier, arriving.num_own + 1)",
-        "self._may_run_now(tier, 1)",
+        "self._may_run_now(tier, tenant, arriving.num_own + 1)",
+        "self._may_run_now(tier, tenant, 1)",
         ARRIVALS + FREE,
     ),
     Bug(
         "arrivals of other tiers take no permits",
         "router/admission.py",
-        "            and self.num_running + arriving.num_requests < self._max_running\n",
+        "            and arriving.num_requests < self._permits.num_free\n",
         "",
         ARRIVALS + FREE,
     ),
@@ -257,8 +261,8 @@ BUGS = [
     Bug(
         "one that waits for its tier's share holds up free permits",
         "router/admission.py",
-        "        first = self._next()\n        return not",
-        "        first = next(self._waiting.in_turn(), None)\n        return not",
+        "if waiter and self._permits.is_within_share(waiter.tier, waiter.num_permits):",
+        "if waiter:",
         ADMISSION + "test_one_that_waits_for_its_tiers_share_is_passed_however_long_it_has_waited",
     ),
     Bug(
@@ -288,5 +292,97 @@ BUGS = [
         "(self._arriving, self._whole) if is_whole",
         "(self._arriving,) if is_whole",
         ARRIVALS + "test_a_newcomer_waits_for_those_who_arrive_before_it",
+    ),
+    Bug(
+        "one tenant takes the last permits of its tier",
+        "router/permits.py",
+        "        if num_left - num >= num_reach // KEPT_SHARE:",
+        "        if num_left - num >= 0:",
+        PERMITS + "test_one_tenant_leaves_an_eighth_and_a_newcomer_has_it",
+    ),
+    Bug(
+        "a tenant's part is as large however little it weighs",
+        "router/permits.py",
+        "num_reach * weights.get(tenant, 1.0) / (others + 1.0)",
+        "num_reach / (len(self._held[tier]) + 1.0)",
+        PERMITS + "test_what_is_left_goes_by_weight_and_a_part_is_kept_for_who_may_come",
+    ),
+    Bug(
+        "a lower tier counts on permits that a higher one holds",
+        "router/permits.py",
+        "min(self.share_of(tier), self._taken[tier] + self.num_free)",
+        "self.share_of(tier)",
+        PERMITS + "test_a_tier_keeps_an_eighth_of_what_it_can_have",
+    ),
+    Bug(
+        "who waits for its part holds up its tier",
+        "router/admission.py",
+        "peek(self._is_within_part)) is not None",
+        "peek()) is not None",
+        PERMITS + "test_one_that_waits_for_its_part_is_passed_by_a_newcomer_of_its_tier",
+    ),
+    Bug(
+        "who was passed makes up for it afterwards",
+        "router/fair_queue.py",
+        "max(self._served_pass, found.next_pass)",
+        "found.next_pass",
+        PERMITS + "test_who_is_passed_makes_up_for_no_turns_afterwards",
+    ),
+    Bug(
+        "tenants are never forgotten",
+        "router/permits.py",
+        "        if not self._held[tier][tenant]:\n            del self._held[tier][tenant]\n",
+        "",
+        PERMITS + "test_a_tenant_that_has_left_is_forgotten",
+    ),
+    Bug(
+        "turns count requests",
+        "router/admission.py",
+        "self._waiting.take(waiter, use.turns(waiter.tenant, waiter.num_tokens))",
+        "self._waiting.take(waiter)",
+        TOKENS + "test_tenants_share_a_tier_by_tokens_and_not_by_requests",
+    ),
+    Bug(
+        "in a worker nobody of its own tier yields to a newcomer",
+        "engine/scheduling/yielding.py",
+        "        elif one.shares_tier_with(sequence) and",
+        "        elif False and",
+        WORKER_TURNS + "test_blocks_are_yielded_too_to_an_arrival_as_well",
+    ),
+    Bug(
+        "who yields in its own tier takes its place again",
+        "engine/scheduling/block_supply.py",
+        "                self._sequences.waiting.move_before(yielding[-1].due, sequence)\n",
+        "",
+        WORKER_TURNS + "test_what_yielded_goes_on_token_for_token",
+    ),
+    Bug(
+        "a newcomer's own sequences go in the wrong order when others yield to them",
+        "engine/scheduling/block_supply.py",
+        "move_before(yielding[-1].due, sequence)",
+        "move_before(victim.due, sequence)",
+        WORKER_TURNS + SHARE,
+    ),
+    Bug(
+        "those about to run do not count as running",
+        "engine/scheduling/yielding.py",
+        "itertools.chain(running, starting)",
+        "itertools.chain(running)",
+        WORKER_TURNS + SHARE,
+    ),
+    Bug(
+        "canaries wait in line",
+        "worker/worker.py",
+        " | {CANARY_TIER: -CANARY_LEAD_S}",
+        "",
+        "tests/simulation/test_tenant_rules.py::test_a_router_stays_ready_beside_a_flood",
+    ),
+    Bug(
+        "a tenant's sequences are numbered when they are made, all alike",
+        "engine/scheduling/tenant_turns.py",
+        "        newcomer.number = self._num_of[newcomer.tenant] / newcomer.weight",
+        "        newcomer.number = 0.0",
+        "tests/simulation/test_tenant_rules.py"
+        "::test_a_tenants_flood_of_long_answers_keeps_no_other_waiting",
     ),
 ]

@@ -23,6 +23,7 @@ CHANGES = {
     "_used_at": "routes used in the last minute",
     "_tombstones": "cancelled attempts and ended transfers are known for a while",
     "_released": "what ranks forget with the next plan",
+    "_output_tokens": "what tenants' last requests had, of so many tenants",
     "_roots": "of the cache",
     "_records": "of the cache",
     "_record_bytes": "of the cache",
@@ -49,6 +50,7 @@ BEGINS_ABOVE_0 = {
     "_num_sent",
     "_num_blocks",
     "_num_most",
+    "num_permits",
     "_num_free",
     "num_blocks",
     "num_layers",
@@ -58,7 +60,6 @@ BEGINS_ABOVE_0 = {
     # By which a router divides a key's limit while the store is away.
     "_num_routers",
     # One count for each tier.
-    "_num_running",
     "num_refused",
 }
 

@@ -151,12 +151,12 @@ def test_a_permit_that_comes_in_the_turn_in_which_its_waiter_gives_up_is_used_or
         admission, loop = Admission(1, 5, 1.0), asyncio.get_running_loop()
         await admission._acquire("standard", "", 1, 1)
         if is_first:
-            loop.call_at(1.0, admission._release, "standard", 1)
+            loop.call_at(1.0, admission._release, "standard", "", 1)
         waiting = asyncio.ensure_future(take(admission, REQUEST))
         await asyncio.sleep(0.5)
         later = asyncio.ensure_future(take(admission, REQUEST))
         if not is_first:
-            loop.call_at(1.0, admission._release, "standard", 1)
+            loop.call_at(1.0, admission._release, "standard", "", 1)
         found = await asyncio.gather(waiting, later, return_exceptions=True)
         assert loop.time() == 1.0
         return found, admission.num_running, admission.num_queued
@@ -173,7 +173,7 @@ async def test_prompts_fill_the_queue_to_its_last_token():
     await asyncio.sleep(0)
     with pytest.raises(Overloaded, match="10 prompt tokens wait, this one has 1, the limit is 10"):
         await admission._acquire("standard", "", 1, 1)
-    admission._release("standard", 1)
+    admission._release("standard", "", 1)
     await waiting
     with pytest.raises(Overloaded, match="0 prompt tokens wait, this one has 11"):
         await admission._acquire("standard", "", 1, 11)

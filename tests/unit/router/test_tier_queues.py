@@ -36,7 +36,7 @@ def taken(line):
     out = []
     while (queue := next(line.in_turn(), None)) is not None:
         out.append(queue.waiters.peek())
-        line.take(queue)
+        line.take(out[-1])
     return out
 
 
