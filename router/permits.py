@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from math import ceil
 
 from core.config import TierConfig
 
@@ -85,4 +86,5 @@ class Permits:
             return True
         weights = self._tiers[tier].tenant_weights
         others = sum(weights.get(one, 1.0) for one in self._held[tier])
-        return held + num <= num_reach * weights.get(tenant, 1.0) / (others + 1.0)
+        # Rounded up: of few permits most parts are less than one.
+        return held + num <= ceil(num_reach * weights.get(tenant, 1.0) / (others + 1.0))

@@ -303,8 +303,8 @@ BUGS = [
     Bug(
         "a tenant's part is as large however little it weighs",
         "router/permits.py",
-        "num_reach * weights.get(tenant, 1.0) / (others + 1.0)",
-        "num_reach / (len(self._held[tier]) + 1.0)",
+        "ceil(num_reach * weights.get(tenant, 1.0) / (others + 1.0))",
+        "ceil(num_reach / (len(self._held[tier]) + 1.0))",
         PERMITS + "test_what_is_left_goes_by_weight_and_a_part_is_kept_for_who_may_come",
     ),
     Bug(
