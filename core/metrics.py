@@ -149,6 +149,12 @@ RUNNING = Metric(
 QUEUED = Metric(
     "baton_requests_queued", "gauge", "requests of a tier that wait for a permit", ("tier",)
 )
+OVERFLOWED = Metric(
+    "baton_requests_overflowed",
+    "gauge",
+    "requests of a tier that found no room in it and were let into its `overflow_to`",
+    ("tier",),
+)
 REFUSED = Metric(
     "baton_requests_refused",
     "gauge",

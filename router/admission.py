@@ -71,6 +71,8 @@ class Admission:
         self._token_use = {name: TokenUse() for name in self._tiers}
         self.num_refused: Counter[str] = Counter(dict.fromkeys(self._tiers, 0))
         """Requests for which there was no room or no time, by tier."""
+        self.num_overflowed: Counter[str] = Counter(dict.fromkeys(self._tiers, 0))
+        """Requests for which there was none, and that another tier took, by the first tier."""
         self.is_draining = False
 
     @property
@@ -152,7 +154,7 @@ class Admission:
 
     def check_open(
         self, tier: str, tenant: str, others: Sequence[str] = (), *, is_whole: bool = False
-    ) -> None:
+    ) -> str:
         """Refuse early, before any work, what would find no place in the queue, or wait too long.
 
         Args:
@@ -161,6 +163,9 @@ class Admission:
             others: Tiers that it may turn out to ask for: it is only refused if there is room in
                 none of them either.
             is_whole: Its body is here, so that those whose bodies still come are behind it.
+
+        Returns:
+            The first of the tiers in which there is room.
 
         Raises:
             QueueFull: Nobody has to make room.
@@ -174,9 +179,20 @@ class Admission:
         for name in dict.fromkeys((tier, *others)):
             shortage = self._shortage(name, tenant, arriving)
             if shortage is None:
-                return
+                return name
             shortages.append(shortage)
         raise self._refusal(tier, min(shortages, key=lambda one: one.room_in_s))
+
+    def first_open(self, tier: str, tenant: str, others: Sequence[str]) -> str:
+        """Return the first of `tier` and `others` that has room for a request whose body is here.
+
+        Raises:
+            Overloaded: As `check_open`.
+            Draining: As `check_open`.
+        """
+        found = self.check_open(tier, tenant, others, is_whole=True)
+        self.num_overflowed[tier] += found != tier
+        return found
 
     def _check_draining(self) -> None:
         if self.is_draining:

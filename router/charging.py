@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import weakref
 from array import array
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 
-from core.errors import DeadlineExceeded
+from core.errors import DeadlineExceeded, InvalidRequest, RateLimited
 from core.types import GenerateRequest, RequestEnded
 from router.access.identities import Identity
 from router.quota_headers import quota_headers
@@ -55,11 +57,20 @@ class ReplyCost:
 class ReplyCharge:
     """What one reply was charged, until its requests have ended."""
 
-    def __init__(self, quotas: Quotas, key: str, charge: Charge, num_requests: int) -> None:
-        """Settle `charge` when so many requests have ended."""
+    def __init__(
+        self,
+        quotas: Quotas,
+        key: str,
+        charge: Charge | None,
+        num_requests: int,
+        let_go: Callable[[], None],
+    ) -> None:
+        """Settle `charge`, if there is one, and let go what is held when so many have ended."""
         self._quotas = quotas
         self._key = key
         self._charge = charge
+        # Also if nobody ever opens its requests: a client may leave in the moment in between.
+        self._let_go = weakref.finalize(self, let_go)
         self._num_requests = num_requests
         self._num_open = num_requests
         self._num_ran = 0
@@ -69,7 +80,8 @@ class ReplyCharge:
         """Count what a request has used; None: it never began.
 
         Returns:
-            What the reply has cost, once the last of its requests has ended.
+            What the reply has cost, once the last of its requests has ended; None for a key that
+            has no quota.
         """
         used = used_tokens(ended)
         self._used_tokens += used
@@ -77,7 +89,10 @@ class ReplyCharge:
         self._num_open -= 1
         if self._num_open:
             return None
+        self._let_go()
         charge = self._charge
+        if charge is None:
+            return None
         total = Amount(min(1, self._num_ran), self._used_tokens)
         self._quotas.settle(self._key, charge, total)
         return ReplyCost(charge.amount, charge.paid, total, self._num_requests)
@@ -90,6 +105,8 @@ class Charging:
         """Charge by the limits of `tiers`; `start` begins to share counts with other routers."""
         self._quotas = quotas
         self._tiers = tiers
+        self._at_once: Counter[str] = Counter()
+        """Tokens that requests of each key may use, from their charge to their end."""
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -122,23 +139,56 @@ class Charging:
             What hears of every request's end; None for a key without limits.
 
         Raises:
-            InvalidRequest: It would not fit into an empty minute.
+            InvalidRequest: It would not fit into an empty minute, or beside nothing else.
             RateLimited: It does not fit now.
         """
         first = all_params[0]
         limits = self._limits(first.identity.tier)
-        if limits == NOTHING:
+        at_once = self._limit_at_once(first.identity.tier)
+        if limits == NOTHING and not at_once:
             return None
         key = first.identity.key or ANYBODY
         tokens = sum(
-            _most_tokens(request, params, limits.tokens)
+            _most_tokens(request, params, limits.tokens or at_once)
             for params, request in zip(all_params, made, strict=True)
         )
+        let_go = self._hold(key, tokens, at_once)
+        if limits == NOTHING:
+            return ReplyCharge(self._quotas, key, None, len(made), let_go)
         request_id = first.request_id or (made[0].request_id if is_resumable else "")
-        charge = await self._quotas.charge(
-            key, limits, Amount(1, tokens), _name_of(request_id, made)
-        )
-        return ReplyCharge(self._quotas, key, charge, len(made))
+        try:
+            charge = await self._quotas.charge(
+                key, limits, Amount(1, tokens), _name_of(request_id, made)
+            )
+        except BaseException:
+            let_go()
+            raise
+        return ReplyCharge(self._quotas, key, charge, len(made), let_go)
+
+    def _hold(self, key: str, tokens: int, limit: int) -> Callable[[], None]:
+        """Count tokens as held at once; what is returned ends that."""
+        if not limit:
+            return lambda: None
+        if tokens > limit:
+            raise InvalidRequest(
+                "max_tokens",
+                f"may use {tokens} tokens with the prompt, the key's limit at once is {limit}; "
+                "ask for less output or send fewer prompts",
+            )
+        held = self._at_once[key]
+        if held + tokens > limit:
+            raise RateLimited(
+                f"requests of this key that run or wait may use {held} tokens, this one {tokens}, "
+                f"the limit at once is {limit}; try again when one of them has ended"
+            )
+        self._at_once[key] += tokens
+
+        def let_go() -> None:
+            self._at_once[key] -= tokens
+            if not self._at_once[key]:
+                del self._at_once[key]
+
+        return let_go
 
     def headers(self, identity: Identity) -> dict[str, str]:
         """Return how a key stands to its limits, as reply headers; empty for one without."""
@@ -146,6 +196,10 @@ class Charging:
         if limits == NOTHING:
             return {}
         return quota_headers(self._quotas.standing(identity.key or ANYBODY, limits))
+
+    def _limit_at_once(self, tier: str) -> int:
+        found = self._tiers.by_name.get(tier)
+        return 0 if found is None else found.tokens_at_once
 
     def _limits(self, tier: str) -> Amount:
         found = self._tiers.by_name.get(tier)

@@ -159,6 +159,7 @@ def compose_service(components: RouterComponents, parts: ServiceComponents) -> R
             metrics.RUNNING: admission.running_by_tier,
             metrics.QUEUED: admission.queued_by_tier,
             metrics.REFUSED: lambda: admission.num_refused,
+            metrics.OVERFLOWED: lambda: admission.num_overflowed,
             metrics.WORKERS: status.live_by_role,
             metrics.POOL_PRICE: lambda: {
                 role: num_live * parts.prices_per_hour.get(Role(role), 0.0)

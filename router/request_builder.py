@@ -107,8 +107,16 @@ class RequestBuilder:
         """List the tiers that a caller may ask for."""
         return self._tiers.open_to(identity)
 
-    async def make(self, params: RequestParams) -> GenerateRequest:
+    def overflow_of(self, tier: str) -> list[str]:
+        """List the tiers that serve what finds no room in a tier, in order."""
+        return self._tiers.overflow_of(tier)
+
+    async def make(self, params: RequestParams, tier: str = "") -> GenerateRequest:
         """Validate parameters and turn them into a request.
+
+        Args:
+            params: What the caller has asked for.
+            tier: That serves it; empty: the one that it asks for.
 
         Raises:
             ModelNotFound: Another model is served.
@@ -120,7 +128,7 @@ class RequestBuilder:
         # The deadline counts from here: tokenizing takes part of it.
         received_at = self._clock.now_s()
         self.check_model(params.model)
-        tier = self.tier_of(params)
+        tier = tier or self.tier_of(params)
         max_prompt_tokens = self._tiers.by_name[tier].max_prompt_tokens
         check_text("request_id", params.request_id, MAX_REQUEST_ID_CHARACTERS)
         check_text("cache_salt", params.cache_salt, MAX_SALT_CHARACTERS)

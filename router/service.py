@@ -100,14 +100,18 @@ class GenerationService:
         calls.arrives(self._admission.arrive(identity.tier, identity.tenant, tiers))
 
     @contextmanager
-    def _arriving(self, params: RequestParams) -> Iterator[None]:
-        """Count a request as arriving in the tier that it asks for, while it is prepared."""
+    def _arriving(self, params: RequestParams) -> Iterator[str]:
+        """Count a request as arriving in the tier that serves it, while it is prepared."""
         calls.arrived()
+        tenant = params.identity.tenant
         tier = self._builder.tier_of(params)
         calls.asks_for(tier)
-        leave = self._admission.arrive(tier, params.identity.tenant, is_whole=True)
+        if others := self._builder.overflow_of(tier):
+            tier = self._admission.first_open(tier, tenant, others)
+            calls.asks_for(tier)
+        leave = self._admission.arrive(tier, tenant, is_whole=True)
         try:
-            yield
+            yield tier
         finally:
             leave()
 
@@ -126,19 +130,19 @@ class GenerationService:
         Raises:
             ServingError: One of them is wrong, or the key's quota is used up; none is started.
         """
-        with self._arriving(all_params[0]):
-            made = await self._made(all_params)
+        with self._arriving(all_params[0]) as tier:
+            made = await self._made(all_params, tier)
             # After tokenizing, which says what they cost, and before any other work.
             charge = await self.charging.charge(all_params, made, is_resumable=is_resumable)
         return made, charge
 
-    async def _made(self, all_params: Sequence[RequestParams]) -> list[GenerateRequest]:
+    async def _made(self, all_params: Sequence[RequestParams], tier: str) -> list[GenerateRequest]:
         self._admission.check_share(len(all_params), num_choices(all_params[0]))
         made: list[GenerateRequest] = []
         for index, params in enumerate(all_params):
             # Ids that follow from the first: who resumes the reply names that one alone.
             request_id = f"{made[0].request_id}-{index}" if index else params.request_id
-            made.append(await self._builder.make(replace(params, request_id=request_id)))
+            made.append(await self._builder.make(replace(params, request_id=request_id), tier))
         return made
 
     async def explain_prompt(self, params: RequestParams) -> dict[str, Any]:

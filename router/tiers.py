@@ -78,6 +78,13 @@ class Tiers:
         own_s = self._delay_s(self.of_key(identity.tier))
         return [name for name in self.by_name if self._delay_s(name) >= own_s]
 
+    def overflow_of(self, tier: str) -> list[str]:
+        """List the tiers that serve what finds no room in a tier, in order."""
+        names: list[str] = []
+        while tier := self.by_name[tier].overflow_to:
+            names.append(tier)
+        return names
+
     def _named(self, source: str, name: str) -> str:
         """Read what a client wrote; empty: the key's own tier will do."""
         if name in self.by_name:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from math import inf
 from typing import Annotated, Any
 
 from pydantic import Field
@@ -51,6 +52,11 @@ class TierConfig(Node):
     queue_wait_s: Seconds | None = Field(
         None, description="longest wait for a permit; none: router.queue_wait_s"
     )
+    overflow_to: str = Field(
+        "",
+        description="tier in which a request is served that finds no room or time in this one; it "
+        "must stand back further; empty: such a request is refused",
+    )
     max_ttft_s: float = Field(
         0.0,
         ge=0,
@@ -79,6 +85,12 @@ class TierConfig(Node):
         ge=0,
         description="prompt tokens and max_tokens of one API key's requests in any minute, over "
         "all routers; 0: no limit",
+    )
+    tokens_at_once: int = Field(
+        0,
+        ge=0,
+        description="prompt tokens and max_tokens of one API key's requests that run or wait at "
+        "once, in each router: what they may hold of the KV pools; 0: no limit",
     )
     prompt_price_per_mtok: float = Field(
         0.0,
@@ -161,6 +173,30 @@ def check_tiers(
                 f"or underscores, a letter first, and none of {', '.join(RESERVED)}"
             )
         _check_limits(f"tiers.{name}", tier, router, model)
+        if tier.overflow_to:
+            _check_overflow(name, tiers)
+
+
+def _check_overflow(name: str, tiers: Mapping[str, TierConfig]) -> None:
+    tier = tiers[name]
+    other = tiers.get(tier.overflow_to)
+    if other is None:
+        raise ValueError(
+            f"tiers.{name}.overflow_to is {tier.overflow_to[:40]!r}, must be one of "
+            f"{', '.join(tiers)}"
+        )
+    # So that nobody goes in a circle, and nobody gets more than its key may have.
+    if other.delay_s <= tier.delay_s:
+        raise ValueError(
+            f"tiers.{name}.overflow_to is {tier.overflow_to}, whose delay_s is "
+            f"{other.delay_s:g}: it must be more than {tier.delay_s:g}, the delay_s of {name}"
+        )
+    if 0 < other.max_prompt_tokens < (tier.max_prompt_tokens or inf):
+        raise ValueError(
+            f"tiers.{name}.overflow_to is {tier.overflow_to}, which takes prompts of "
+            f"{other.max_prompt_tokens} tokens, and {name} longer ones; raise "
+            f"tiers.{tier.overflow_to}.max_prompt_tokens or lower tiers.{name}.max_prompt_tokens"
+        )
 
 
 def _check_limits(name: str, tier: TierConfig, router: RouterConfig, model: ModelConfig) -> None:
@@ -181,11 +217,13 @@ def _check_limits(name: str, tier: TierConfig, router: RouterConfig, model: Mode
             )
     # With one token of output at least.
     least = max(tier.max_prompt_tokens, 1) + 1
-    if 0 < tier.tokens_per_minute < least:
-        raise ValueError(
-            f"{name}.tokens_per_minute is {tier.tokens_per_minute}, and a request that the tier "
-            f"allows may need {least}; raise it to that, or set it to 0 for no limit"
-        )
+    for field in ("tokens_per_minute", "tokens_at_once"):
+        limit = getattr(tier, field)
+        if 0 < limit < least:
+            raise ValueError(
+                f"{name}.{field} is {limit}, and a request that the tier allows may need {least}; "
+                "raise it to that, or set it to 0 for no limit"
+            )
     if tier.max_queued_tokens is not None and tier.max_prompt_tokens > tier.max_queued_tokens:
         raise ValueError(
             f"{name}.max_prompt_tokens is {tier.max_prompt_tokens} and max_queued_tokens "

@@ -179,6 +179,7 @@ class ClusterStatus:
                 "running": running,
                 "queued": queued[tier],
                 "refused": admission.num_refused[tier],
+                "overflowed": admission.num_overflowed[tier],
             }
             for tier, running in admission.running_by_tier().items()
         }

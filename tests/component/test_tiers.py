@@ -1,13 +1,22 @@
 """A request's tier at both servers: who gets which, who is refused, and what the answer says."""
 
 import asyncio
+import contextlib
 import json
 
 import grpc.aio
 import pytest
 from support.router_servers import RouterServers, log_lines
 
-from core.types import ChoiceFinished, FinishReason, RequestEnded, TextDelta, Usage
+from core.types import (
+    ChoiceFinished,
+    FinishReason,
+    GenerateRequest,
+    RequestEnded,
+    SamplingParams,
+    TextDelta,
+    Usage,
+)
 from protos.baton.v1 import generation_pb2 as pb
 
 CHAT = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 3}
@@ -175,3 +184,35 @@ async def until(is_so):
     async with asyncio.timeout(20):
         while not is_so():
             await asyncio.sleep(0.01)
+
+
+# --- overflow -------------------------------------------------------------------------------------
+
+
+OVERFLOW = {
+    "interactive": {"max_running_share": 0.25, "max_queued": 0, "overflow_to": "standard"},
+    "standard": {"max_running_share": 0.25, "max_queued": 0, "overflow_to": "batch"},
+    "batch": {"max_running_share": 0.25, "max_queued": 0},
+}
+
+
+async def test_what_finds_no_room_in_its_tier_is_served_in_the_next_and_the_answer_says_so(
+    tmp_path,
+):
+    servers = RouterServers(tmp_path, tier="interactive", tiers=OVERFLOW, max_running=4)
+    async with servers.opened() as servers:
+        servers.service._runner = servers.runner = Answers()
+        admission = servers.service._admission
+        async with servers.web("acme") as http, contextlib.AsyncExitStack() as held:
+            for tier in ("interactive", "standard", "batch"):
+                reply = await http.post("/v1/completions", json=BODY)
+                assert (reply.status_code, reply.json()["service_tier"]) == (200, tier)
+                whole = await servers.call("Generate", pb.GenerateRequest(text="abc"), "acme")
+                assert whole.service_tier == tier
+                request = GenerateRequest("r", "", (1,), SamplingParams(), 1, 1e9, tier=tier)
+                await held.enter_async_context(admission.permit(request))
+            reply = await http.post("/v1/completions", json=BODY)
+            assert reply.status_code == 503 and reply.json()["error"]["code"] == "queue_full"
+    assert servers.runner.tiers == ["interactive"] * 2 + ["standard"] * 2 + ["batch"] * 2
+    assert admission.num_overflowed == {"interactive": 4, "standard": 0, "batch": 0}
+    assert admission.num_refused["interactive"] == 1, "only what no tier took"

@@ -32,6 +32,7 @@ from planted import (
     shedding,
     storage,
     text,
+    tenants,
     tiers,
     transfer,
 )
@@ -341,6 +342,7 @@ BUGS = [
     *storage.BUGS,
     *text.BUGS,
     *tiers.BUGS,
+    *tenants.BUGS,
     *transfer.BUGS,
 ]
 

@@ -35,8 +35,8 @@ BUGS = [
     Bug(
         "a refusal counts for the tier of the key, whatever was asked for",
         "router/service.py",
-        "        calls.asks_for(tier)\n",
-        "",
+        "        calls.asks_for(tier)\n        if others",
+        "        if others",
         EARLY + "test_what_finds_no_room_once_it_is_read_counts_for_the_tier_that_it_asks_for",
     ),
     Bug(

@@ -205,3 +205,45 @@ def test_nothing_runs_behind_if_no_tier_has_a_limit():
             assert task.done()
 
     run_virtual(main())
+
+
+# --- at once --------------------------------------------------------------------------------------
+
+
+@with_one_router
+async def test_what_a_key_may_hold_at_once_is_free_again_when_its_requests_have_ended(quotas):
+    it = charging(quotas, tokens_at_once=250)
+    assert it.headers(WHO) == {}, "that is no quota"
+    first = await it.charge([params(max_tokens=100)] * 2, [made(), made()])
+    fact = "may use 220 tokens, this one 110, the limit at once is 250"
+    with pytest.raises(RateLimited, match=fact):
+        await it.charge([params(max_tokens=100)], [made()])
+    other = Identity("acme", "gold", key="another")
+    await it.charge([replace(params(max_tokens=100), identity=other)], [made()])
+    assert first.request_ended(None) is None
+    with pytest.raises(RateLimited):
+        await it.charge([params(max_tokens=100)], [made()])
+    assert first.request_ended(RequestEnded(Usage(10, 5), None, RAN)) is None
+    assert await it.charge([params(max_tokens=240)], [made()]) is not None
+    assert not it._at_once.keys() - {"another"}, "nothing is left of those that are gone"
+
+
+@with_one_router
+async def test_what_could_never_be_held_is_refused_for_good(quotas):
+    it = charging(quotas, tokens_at_once=250)
+    with pytest.raises(InvalidRequest, match="may use 251 tokens .* limit at once is 250"):
+        await it.charge([params(max_tokens=241)], [made(10, 241)])
+    assert await it.charge([params()], [made(10, 100_000)]), "an estimate keeps nobody out"
+
+
+@with_one_router
+async def test_who_is_over_its_quota_or_never_opens_its_requests_holds_nothing(quotas):
+    it = charging(quotas, tokens_at_once=250, requests_per_minute=2)
+    charge = await it.charge([params(max_tokens=100)], [made()])
+    assert it._at_once == {WHO.key: 110}
+    del charge
+    assert not it._at_once
+    await it.charge([params(max_tokens=100)], [made()])
+    with pytest.raises(RateLimited, match="requests"):
+        await it.charge([params(max_tokens=100)], [made()])
+    assert not it._at_once

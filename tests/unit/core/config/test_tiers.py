@@ -83,6 +83,17 @@ def test_a_tier_has_prices_once_it_names_one_and_cached_tokens_cost_as_others_un
             {"tiers.batch.tokens_per_minute": 900, "tiers.batch.max_prompt_tokens": 900},
             "tokens_per_minute is 900, and .* may need 901",
         ),
+        ({"tiers.batch.tokens_at_once": 1}, "tokens_at_once is 1, and .* may need 2"),
+        ({"tiers.batch.overflow_to": "gold"}, "overflow_to is 'gold', must be one of interactive"),
+        (
+            {"tiers.batch.overflow_to": "standard"},
+            "standard, whose delay_s is 5: it must be more than 120, the delay_s of batch",
+        ),
+        ({"tiers.standard.overflow_to": "standard"}, "delay_s is 5: it must be more than 5"),
+        (
+            {"tiers.standard.overflow_to": "batch", "tiers.batch.max_prompt_tokens": 900},
+            "batch, which takes prompts of 900 tokens, and standard longer ones; raise",
+        ),
     ],
 )
 def test_a_tier_that_cannot_be_meant_is_refused_with_its_numbers(tree, message):
