@@ -67,10 +67,11 @@ def _workers(replicas: list[dict[str, Any]]) -> Table:
 
 def _tiers(tiers: dict[str, dict[str, int]]) -> Table:
     """Draw the tiers of the router that answers: each counts its own."""
-    numbers = ("run", "wait", "refused")
+    numbers = ("run", "wait", "overflowed", "refused")
+    keys = ("running", "queued", "overflowed", "refused")
     table = table_of("tier", *numbers, numbers=numbers)
     for name, counts in tiers.items():
-        table.add_row(name, *(str(counts[key]) for key in ("running", "queued", "refused")))
+        table.add_row(name, *(str(counts[key]) for key in keys))
     return table
 
 

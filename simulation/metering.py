@@ -123,7 +123,7 @@ class MeteredCall:
         except asyncio.CancelledError:
             ask.left_s = self._world.clock.now_s()
             raise
-        if charge is None:
+        if charge is None or charge._charge is None:
             raise RuntimeError(f"key {planned.key} has no limit")
         ask.is_granted = True
         ask.charged = QuotaCost(*charge._charge.amount)
