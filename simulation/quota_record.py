@@ -195,7 +195,8 @@ def most(asks: Sequence[QuotaAsk], now_s: float, troubles: Troubles) -> QuotaCos
     """
     window_s = MOST_WINDOW_S + troubles.missed_s
     found = FREE
-    for chain in _chains(ask for ask in asks if not _left_no_trace(ask, troubles)):
+    traced = [ask for ask in asks if not _left_no_trace(ask, troubles)]
+    for chain in _chains(traced):
         counted = FREE
         recent = [ask for ask in chain if _age_s(ask, now_s) < window_s]
         costs = [_most_of(ask, now_s, troubles) for ask in recent]
@@ -204,7 +205,7 @@ def most(asks: Sequence[QuotaAsk], now_s: float, troubles: Troubles) -> QuotaCos
         is_forgotten = is_lost or len(chain) > LEAST_RUNS
         for cost in costs:
             counted = counted.plus(cost) if is_forgotten else counted.high(cost)
-        if _is_leaned_on(chain, troubles):
+        if _is_leaned_on(chain, traced, troubles):
             for ask in recent:
                 counted = counted.high(ask.estimate)
         found = found.plus(counted)
@@ -246,12 +247,19 @@ def _is_in_doubt(ask: QuotaAsk, now_s: float, troubles: Troubles) -> bool:
     return not is_calm and not troubles.is_told(ask.router, answered_s, now_s)
 
 
-def _is_leaned_on(chain: Sequence[QuotaAsk], troubles: Troubles) -> bool:
-    """True if a run may have begun while an earlier one of its name was not settled."""
+def _is_leaned_on(chain: Sequence[QuotaAsk], asks: Sequence[QuotaAsk], troubles: Troubles) -> bool:
+    """True if a run may have begun while an earlier one of its name was not settled.
+
+    Also one that was decided locally in the end, and pays for itself: the call that failed before
+    may have begun it in the store, and then the earlier one refunds nothing.
+    """
+    name = chain[0].request_id
+    runs = [ask for ask in asks if ask in chain or (ask.is_local and name == ask.request_id != "")]
     return any(
-        _may_be_open(before, ask.asked_s, troubles)
-        for index, ask in enumerate(chain)
-        for before in chain[:index]
+        before.asked_s < ask.asked_s and _may_be_open(before, ask.asked_s, troubles)
+        for before in chain
+        if not before.is_local
+        for ask in runs
     )
 
 

@@ -61,6 +61,30 @@ def test_one_that_another_run_leans_on_is_not_refunded():
     assert bounds([first, second])[1] == ENDED
 
 
+def test_one_whose_next_run_fell_back_on_its_router_may_be_leaned_on_too():
+    """The call that failed may have begun that run: the first refunds nothing, the second pays."""
+    first = ask(ended_s=15.0, used=ENDED)
+    second = ask(at_s=14.0, router="b", ended_s=16.0, used=ENDED, is_local=True)
+    assert bounds([first, second])[1] == QuotaCost(2, 130)
+    # It also may have if its router then refused it.
+    refused = ask(at_s=14.0, router="b", is_granted=False, is_local=True)
+    assert bounds([first, refused], at_s=[14.005], now_s=25.0)[1] == QuotaCost(1, 100)
+
+
+def test_what_was_settled_or_has_no_run_in_the_store_is_not_leaned_on():
+    second = ask(at_s=14.0, router="b", ended_s=16.0, used=ENDED, is_local=True)
+    settled = ask(ended_s=12.0, used=ENDED)
+    assert bounds([settled, second])[1] == QuotaCost(2, 60)
+    of_another = ask(name="s", ended_s=15.0, used=ENDED)
+    assert bounds([of_another, second])[1] == QuotaCost(2, 60)
+    alone = ask(ended_s=15.0, used=ENDED, is_local=True)
+    assert bounds([alone, second])[1] == QuotaCost(2, 60)
+    later = ask(at_s=14.5, ended_s=15.0, used=ENDED)
+    assert bounds([second, later])[1] == QuotaCost(2, 60)
+    nameless = [ask(name="", ended_s=15.0, used=ENDED), ask(at_s=14.0, name="", is_local=True)]
+    assert bounds(nameless)[1] == QuotaCost(2, 130)
+
+
 @pytest.mark.parametrize(("is_local", "lost_at_s"), [(True, -1.0), (False, 12.0)])
 def test_others_need_not_know_what_is_not_in_the_store_until_all_was_well(is_local, lost_at_s):
     asks = [ask(is_local=is_local)]

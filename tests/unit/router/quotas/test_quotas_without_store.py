@@ -82,6 +82,24 @@ async def test_who_leaves_takes_nothing_back_that_a_copy_of_the_request_leans_on
 
 
 @virtual
+async def test_a_copy_whose_call_fails_pays_itself_and_what_it_leaned_on_is_not_refunded():
+    """Its call had begun a run in the store, so that the first one's end finds a later run."""
+    async with Routers(2) as routers:
+        one, two = routers
+        first = await take(one, 300, "x")
+        assert await take(two, 1)  # so that two knows of the first run
+        routers.store.num_answers_to_lose = 1
+        second = await take(two, 300, "x")
+        assert second.amount.tokens == 300
+        assert routers.local_decisions == ["r1"]
+        await asyncio.sleep(0.5)
+        one.settle(KEY, first, Amount(1, 10))
+        two.settle(KEY, second, Amount(1, 10))
+        await asyncio.sleep(0.5)
+        assert left(one) == 1000 - 300 - 10 - 1
+
+
+@virtual
 async def test_without_the_store_each_router_grants_its_share_and_waits_for_nobody():
     async with Routers(2) as routers:
         one, two = routers
