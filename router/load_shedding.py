@@ -162,14 +162,22 @@ class LoadShedding:
         return self._prefill_work(now_s) if is_long else IDLE
 
     def _prefill_work(self, now_s: float) -> PrefillWork:
-        """Read what those workers have to do that compute prompts for others, if there are any."""
+        """Read what those workers have to do that a long prompt may go to."""
         read_s = self._work_read_s
         if read_s is None or not 0 <= now_s - read_s < WORK_FRESH_S:
             workers = self._read_workers()
-            apart = [c for c in workers if c.is_prefill] if self._rules.path != "local" else []
-            self._work = prefill_work(apart or workers, now_s)
+            self._work = prefill_work(
+                [c for c in workers if self._may_compute(c)] or workers, now_s
+            )
             self._work_read_s = now_s
         return self._work
+
+    def _may_compute(self, c: Candidate) -> bool:
+        """True if a worker computes long prompts for others, or has nobody whom one would delay."""
+        rules = self._rules
+        if c.is_prefill or rules.path != "auto":
+            return c.is_prefill and rules.path != "local"
+        return rules.min_local_saving < 1 and not c.num_decoding
 
     def room_in_s(self, tier: str, ahead: Ahead) -> float:
         """Note that a request found no room, and predict when there will be some (seconds)."""

@@ -216,4 +216,18 @@ BUGS = [
         "delay.FromMilliseconds(1000)",
         PREDICTED + "test_over_grpc_it_is_in_the_details",
     ),
+    Bug(
+        "a prompt is refused for the prefill pool though an idle decode worker would compute it",
+        "router/load_shedding.py",
+        "return rules.min_local_saving < 1 and not c.num_decoding",
+        "return False",
+        SHED + "test_prompts_wait_for_the_workers_that_would_compute_them",
+    ),
+    Bug(
+        "a prompt counts on decode workers that it would not be given to",
+        "router/load_shedding.py",
+        "return rules.min_local_saving < 1 and not c.num_decoding",
+        "return True",
+        SHED + "test_prompts_wait_for_the_workers_that_would_compute_them",
+    ),
 ]

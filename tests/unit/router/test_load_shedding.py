@@ -26,12 +26,20 @@ INTERVAL_S = 0.5
 class Router:
     """Shedding on a clock that the test sets, before workers that it makes."""
 
-    def __init__(self, queue_wait_s=60.0, max_ttft_s=0.0, path="auto", seed=1, **others):
+    def __init__(
+        self,
+        queue_wait_s=60.0,
+        max_ttft_s=0.0,
+        path="auto",
+        seed=1,
+        min_local_saving=0.25,
+        **others,
+    ):
         self.now = 1_000.0
         self.workers = []
         self.num_reads = 0
         ids = Ids(random.Random(seed))
-        rules = PlacementConfig(path=path)
+        rules = PlacementConfig(path=path, min_local_saving=min_local_saving)
         tiers = {TIER: TierConfig(max_ttft_s=max_ttft_s), **others}
         self.shedding = LoadShedding(self, ids, tiers, queue_wait_s, rules, self.read)
 
@@ -54,8 +62,8 @@ class Router:
         return None if shortage is None else self.shedding.refusal(shortage)
 
 
-def worker(tokens, tokens_per_s, role=Role.PREFILL):
-    load = Load(waiting_tokens=tokens)
+def worker(tokens, tokens_per_s, role=Role.PREFILL, num_running=0):
+    load = Load(waiting_tokens=tokens, num_running=num_running)
     descriptor = replace(DESCRIPTOR, role=role)
     return Candidate(descriptor, load, prefill_tokens_per_s=tokens_per_s)
 
@@ -102,16 +110,22 @@ def test_a_worker_that_seems_slow_makes_no_deadline_impossible():
 
 def test_prompts_wait_for_the_workers_that_would_compute_them():
     busy = worker(2_000, 1_000.0)
-    decode = worker(0, 1_000.0, Role.DECODE)
-    for path, num_tokens, is_refused in (
-        ("auto", LONG, True),
-        ("auto", SHORT, False),
-        ("auto", None, False),
-        ("local", LONG, False),
+    idle = worker(0, 1_000.0, Role.DECODE)
+    decodes = worker(0, 1_000.0, Role.DECODE, num_running=1)
+    for path, decode, num_tokens, is_refused in (
+        ("auto", decodes, LONG, True),
+        ("auto", decodes, SHORT, False),
+        ("auto", decodes, None, False),
+        ("auto", idle, LONG, False),
+        ("pd", idle, LONG, True),
+        ("local", decodes, LONG, False),
     ):
         router = Router(max_ttft_s=1.0, path=path)
         router.workers = [busy, decode]
         assert bool(router.refusal(FREE, num_tokens)) == is_refused, (path, num_tokens)
+    router = Router(max_ttft_s=1.0, min_local_saving=1.0)
+    router.workers = [busy, idle]
+    assert router.refusal(FREE, LONG), "only short prompts are computed there"
     router = Router(max_ttft_s=1.0)
     router.workers = [worker(2_000, 1_000.0, Role.DECODE)]
     assert router.refusal(FREE, LONG), "there is no other"
