@@ -31,8 +31,8 @@ from planted import (
     settings,
     shedding,
     storage,
-    text,
     tenants,
+    text,
     tiers,
     transfer,
 )
