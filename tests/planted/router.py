@@ -288,6 +288,21 @@ BUGS = [
         "::test_a_wait_without_events_ends_after_its_own_time_and_not_after_anothers",
     ),
     Bug(
+        "a write that takes too long is not noticed",
+        "router/http/sse.py",
+        "        self._writing_since = self._loop.time()\n",
+        "",
+        "tests/component/test_slow_readers.py"
+        "::test_the_event_stream_itself_cuts_a_reader_that_its_server_does_not",
+    ),
+    Bug(
+        "a stream is cut after a while, whoever reads it",
+        "router/http/sse.py",
+        "        self._writing_since = None\n",
+        "",
+        "tests/unit/router/http/test_sse.py::test_a_reader_is_not_cut_between_two_writes",
+    ),
+    Bug(
         "a refusal of the two request paths is a bug of the server",
         "router/http/direct_routes.py",
         "        except ServingError as error:\n",
