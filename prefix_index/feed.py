@@ -24,6 +24,9 @@ from prefix_index.view import PrefixView
 
 WAIT_S = 0.25
 """Longest wait for a batch; then the members are looked at again."""
+BATCHES_S = 0.02
+"""Batches of this time are read together: of many workers one has always published, and most of a
+reading's cost is the same whatever it brings."""
 RETRY_WHOLE_S = 0.5
 """Between two readings of one worker's whole content, whatever its log says."""
 FIRST_PAUSE_S = 0.1
@@ -144,7 +147,7 @@ class PrefixFeed:
         if self.state != "ok":
             self.state = "ok"
             events.PREFIX_INDEX_UP.log()
-        return 0.0
+        return BATCHES_S
 
     async def read(self) -> None:
         """Follow the members, and take over what is new; waits a while if nothing is.

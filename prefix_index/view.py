@@ -196,10 +196,12 @@ class PrefixView:
             return found
         tiers = sorted(holder.keys.items())
         for key in _keys(block_hashes):
-            tier = next((tier for tier, keys in tiers if key in keys), None)
-            if tier is None:
+            for tier, keys in tiers:
+                if key in keys:
+                    found.append(tier)
+                    break
+            else:
                 break
-            found.append(tier)
         return found
 
     # --- books --------------------------------------------------------------------------------

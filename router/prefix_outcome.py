@@ -7,7 +7,7 @@ asked, nor how blocks are named.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -60,34 +60,35 @@ class Expectation:
         size = self.block_size_tokens
         return min(num_blocks, (self.num_tokens - 1) // size) * size
 
-    def outcome(self, num_found_tokens: int, num_published_now: int) -> PromptOutcome:
+    def outcome(self, num_found_tokens: int, count_published: Callable[[], int]) -> PromptOutcome:
         """Compare with what the worker found.
 
         Args:
             num_found_tokens: Of the prompt, as the worker reports.
-            num_published_now: Leading blocks that the view has at the worker after its answer.
+            count_published: Counts the leading blocks that the view has at the worker after its
+                answer; called only if it found less than was expected.
         """
         found = min(num_found_tokens, self.num_tokens)
         tokens: Counter[TokenOutcome] = Counter({TokenOutcome.HIT: found})
         expected = self.tokens(self.num_expected)
         cause = None
         if found < expected:
-            cause = self._cause(found, num_published_now)
+            cause = self._cause(found, count_published)
             tokens[cause] = expected - found
         known = max(found, expected)
         tokens[TokenOutcome.ELSEWHERE] = max(0, self.tokens(self.num_elsewhere) - known)
         left = self.num_tokens - known - tokens[TokenOutcome.ELSEWHERE]
         tokens[TokenOutcome.NOT_CACHED] = left
         num_blocks = found // self.block_size_tokens
-        hits = Counter(tier.label for tier in self.tiers[:num_blocks])
-        by_tier = {name: count * self.block_size_tokens for name, count in hits.items()}
+        hits = Counter(self.tiers[:num_blocks])
+        by_tier = {tier.label: count * self.block_size_tokens for tier, count in hits.items()}
         by_tier[UNPUBLISHED] = found - sum(by_tier.values())
         return PromptOutcome(tokens, by_tier, cause)
 
-    def _cause(self, found: int, num_published_now: int) -> TokenOutcome:
+    def _cause(self, found: int, count_published: Callable[[], int]) -> TokenOutcome:
         if self.tokens(len(self.tiers)) <= found:
             return TokenOutcome.UNFINISHED
-        if self.tokens(num_published_now) <= found:
+        if self.tokens(count_published()) <= found:
             return TokenOutcome.EVICTED
         return TokenOutcome.STALE
 

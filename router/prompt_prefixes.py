@@ -169,8 +169,11 @@ class PromptPrefixes:
 
     def outcome(self, expectation: Expectation, num_found_tokens: int) -> PromptOutcome:
         """Compare it with what the worker has found."""
-        now = self.leading_tiers(expectation.worker, expectation.block_hashes)
-        return expectation.outcome(num_found_tokens, len(now))
+
+        def count_published() -> int:
+            return len(self.leading_tiers(expectation.worker, expectation.block_hashes))
+
+        return expectation.outcome(num_found_tokens, count_published)
 
     def sent(self, run_id: RunId, worker: WorkerDescriptor, names: PromptNames) -> None:
         """A prompt goes to a worker: those like it find it there from now on."""

@@ -105,6 +105,8 @@ class RequestStream:
 
         While the router is behind, the tokens of a choice come as one event.
         """
+        if not self._events:  # as at every other look: before each wait there is one
+            return []
         events = list(self._events)
         self._events.clear()
         for event in events:

@@ -12,6 +12,7 @@ from typing import Any
 
 from fastapi import Depends, FastAPI, Request
 from fastapi.responses import JSONResponse
+from fastapi.routing import APIRoute
 from fastapi_offline import FastAPIOffline
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
@@ -32,7 +33,8 @@ from router.http.bodies import (
     TokenizeChatBody,
 )
 from router.http.body_reading import BodyReader
-from router.http.early_refusal import CHAT_PATH, COMPLETIONS_PATH, EarlyRefusal
+from router.http.direct_routes import DirectRoutes
+from router.http.early_refusal import CHAT_PATH, COMPLETIONS_PATH, REQUEST_PATHS, EarlyRefusal
 from router.http.errors import REQUEST_ID_HEADER, error_response, plain_error
 from router.http.headers import IGNORED_HEADER, ROUTER_HEADER, correlation_of
 from router.quota_headers import HEADERS as QUOTA_HEADERS
@@ -167,7 +169,10 @@ def make_app(
         reader = getattr(api, method.__name__)
         app.get(path, response_model=None, dependencies=rights)(reader)
         app.head(path, response_model=None, include_in_schema=False, dependencies=rights)(reader)
-    # The last one that is added stands outermost: the guard is before the early refusal.
+    direct = [r for r in app.routes if isinstance(r, APIRoute) and r.path in REQUEST_PATHS]
+    # The last one that is added stands outermost: the guard is before the early refusal, and that
+    # before the endpoints.
+    app.add_middleware(DirectRoutes, routes=direct)
     app.add_middleware(EarlyRefusal, arrive=service.arrive)
     app.add_middleware(
         HttpGuard,

@@ -65,6 +65,18 @@ class EventStream(Response):
             await self._group.close()
 
     async def _send(self, send: Send) -> None:
+        """Send until the last event; cut a client that has not read for too long."""
+        limit_s = self._limits.slow_reader_s
+        watch = ReadWatch(limit_s)
+        try:
+            async with watch.deadline:
+                await self._send_all(send, watch)
+        except TimeoutError as error:
+            raise slow_reader(limit_s) from error
+        finally:
+            watch.stop()
+
+    async def _send_all(self, send: Send, watch: ReadWatch) -> None:
         """Send chunks as events arrive; an error before the first one still gets its status."""
         is_started = False
         while not self._group.is_over and self._reply.error is None:
@@ -84,7 +96,7 @@ class EventStream(Response):
                 is_started = True
             if text or not events:
                 body = text.encode() if events else KEEP_ALIVE
-                await self._write(send, body)
+                await watch.write(send, body)
         error = self._reply.error
         last = (
             f"data: {json.dumps(error_body(error))}\n\n"
@@ -116,13 +128,39 @@ class EventStream(Response):
             out.append(f"{chunk[:-1]}id: {self._reply.progress.event_id}\n\n" if chunk else "")
         return "".join(out)
 
-    async def _write(self, send: Send, body: bytes) -> None:
-        """Send; cut a client that has not read for too long."""
-        try:
-            async with asyncio.timeout(self._limits.slow_reader_s):
-                await send({"type": "http.response.body", "body": body, "more_body": True})
-        except TimeoutError as error:
-            raise slow_reader(self._limits.slow_reader_s) from error
+
+class ReadWatch:
+    """Notices a client that does not read: one of a stream's writes takes too long.
+
+    Nearly all writes end at once, so that one timer watches them all.
+    """
+
+    def __init__(self, limit_s: float) -> None:
+        """Watch from now on; `stop` ends that."""
+        self.deadline = asyncio.timeout(None)
+        """Expires when a write has taken `limit_s`."""
+        self._limit_s = limit_s
+        self._loop = asyncio.get_running_loop()
+        self._writing_since: float | None = None
+        self._timer = self._loop.call_later(limit_s, self._look)
+
+    async def write(self, send: Send, body: bytes) -> None:
+        """Send a part of a body."""
+        self._writing_since = self._loop.time()
+        await send({"type": "http.response.body", "body": body, "more_body": True})
+        self._writing_since = None
+
+    def _look(self) -> None:
+        now_s = self._loop.time()
+        since = now_s if self._writing_since is None else self._writing_since
+        if since + self._limit_s <= now_s:
+            self.deadline.reschedule(now_s)
+        else:
+            self._timer = self._loop.call_at(since + self._limit_s, self._look)
+
+    def stop(self) -> None:
+        """Watch no more."""
+        self._timer.cancel()
 
 
 async def whole_reply(receive: Receive, reply: Reply, group: StreamGroup) -> dict[str, Any]:

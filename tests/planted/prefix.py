@@ -186,4 +186,11 @@ BUGS = [
         "            sequence.num_prefix_hit_tokens, sequence.num_computed_tokens + 1\n",
         CLUSTER + "test_another_tenant_neither_goes_there_for_it_nor_finds_it",
     ),
+    Bug(
+        "a router reads each batch for itself",
+        "prefix_index/feed.py",
+        "        return BATCHES_S\n",
+        "        return 0.0\n",
+        RULES + "test_what_many_workers_publish_is_read_together",
+    ),
 ]

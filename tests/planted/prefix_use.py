@@ -61,8 +61,8 @@ BUGS = [
     Bug(
         "an eviction on its way is called a wrong view",
         "router/prefix_outcome.py",
-        "        if self.tokens(num_published_now) <= found:",
-        "        if num_published_now < 0:",
+        "        if self.tokens(count_published()) <= found:",
+        "        if count_published() < 0:",
         OUTCOMES + "test_an_eviction_that_the_router_has_not_heard_of_is_a_stale_placement",
     ),
     Bug(
@@ -107,5 +107,13 @@ BUGS = [
         "max(found.get((name,), 0.0), view.exposed_transfer_s)",
         "view.exposed_transfer_s / 2 + found.get((name,), 0.0)",
         GAUGES + "test_lateness_is_that_of_senders_and_of_the_others_together_the_longest",
+    ),
+    Bug(
+        "blocks behind a gap count as leading",
+        "prefix_index/view.py",
+        "            else:\n                break\n",
+        "",
+        "tests/unit/prefix_index/test_view.py"
+        "::test_each_leading_block_lies_in_the_fastest_of_its_tiers",
     ),
 ]

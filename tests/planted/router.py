@@ -287,4 +287,35 @@ BUGS = [
         "tests/unit/router/test_request_stream.py"
         "::test_a_wait_without_events_ends_after_its_own_time_and_not_after_anothers",
     ),
+    Bug(
+        "a write that takes too long is not noticed",
+        "router/http/sse.py",
+        "        self._writing_since = self._loop.time()\n",
+        "",
+        "tests/component/test_slow_readers.py"
+        "::test_the_event_stream_itself_cuts_a_reader_that_its_server_does_not",
+    ),
+    Bug(
+        "a stream is cut after a while, whoever reads it",
+        "router/http/sse.py",
+        "        self._writing_since = None\n",
+        "",
+        "tests/unit/router/http/test_sse.py::test_a_reader_is_not_cut_between_two_writes",
+    ),
+    Bug(
+        "a refusal of the two request paths is a bug of the server",
+        "router/http/direct_routes.py",
+        "        except ServingError as error:\n",
+        "        except KeyError as error:\n",
+        "tests/unit/router/http/test_app.py"
+        "::test_equal_idempotency_keys_are_one_request_with_one_randomness",
+    ),
+    Bug(
+        "what is only read at a request path is answered as if it were posted",
+        "router/http/direct_routes.py",
+        '        if route is None or scope["method"] != "POST":\n',
+        "        if route is None:\n",
+        "tests/component/test_early_refusals.py"
+        "::test_what_needs_no_permit_is_answered_by_a_full_router",
+    ),
 ]

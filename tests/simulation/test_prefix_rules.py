@@ -11,7 +11,7 @@ from core.clocks import LoopClock
 from core.prefix_changes import PrefixChange
 from prefix_index import publisher as publisher_module
 from prefix_index.entries import Batch, EntryCodec
-from prefix_index.feed import PrefixFeed
+from prefix_index.feed import BATCHES_S, PrefixFeed
 from prefix_index.view import PrefixView
 from simulation.loop import run_virtual
 from simulation.prefix_store import MemoryPrefixStore, Mishap
@@ -34,6 +34,32 @@ def test_stored_and_evicted_blocks_are_seen_within_50_ms():
             await asyncio.sleep(1.0)
             assert feed.view.match(hashes) == {} and feed.view.num_entries == 0
             assert not feed.refused
+
+    run_virtual(main())
+
+
+def test_what_many_workers_publish_is_read_together(monkeypatch):
+    async def main():
+        store = MemoryPrefixStore()
+        workers = [Worker(store, f"prefill-{index}") for index in range(8)]
+        num_reads = 0
+        read = store.read_log
+
+        async def counted(positions, wait_s):
+            nonlocal num_reads
+            num_reads += 1
+            return await read(positions, wait_s)
+
+        monkeypatch.setattr(store, "read_log", counted)
+        async with following(*workers, store=store) as (feed, _):
+            await asyncio.sleep(1.0)
+            before = num_reads
+            for turn in range(500):
+                workers[turn % len(workers)].compute([turn, *PROMPT])
+                await asyncio.sleep(0.002)
+            assert num_reads - before <= 1.0 / BATCHES_S + 1
+            await asyncio.sleep(TURN_S)
+            agrees(feed, *workers)
 
     run_virtual(main())
 
@@ -226,7 +252,7 @@ def test_each_gap_in_a_log_is_counted_once_and_what_is_behind_it_applied():
             for number in (last + 2, last + 3, last + 5):
                 change = PrefixChange([BlockHash(bytes([number]) * DIGEST_BYTES)])
                 store.forge(worker.life, EntryCodec(KEY).batch(worker.life, Batch(number, change)))
-                await asyncio.sleep(0.01)
+                await asyncio.sleep(2 * BATCHES_S)
                 found.append((feed.num_gaps, feed.view.num_entries))
             return found
 

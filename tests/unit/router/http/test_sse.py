@@ -21,6 +21,7 @@ from core.types import (
     Usage,
 )
 from router.http.sse import EventStream, StreamLimits, whole_reply
+from simulation.loop import run_virtual
 
 
 async def test_a_stream_says_that_it_lives_and_ends_once():
@@ -91,6 +92,31 @@ async def test_a_client_that_does_not_read_is_cut_and_its_request_ends():
     async with asyncio.timeout(5):
         await stream({"type": "http"}, stays, send)
     assert group.is_closed and len(sent) == 2 and len(group.batches) == 2
+
+
+def test_a_reader_is_not_cut_between_two_writes():
+    """Nor while each write takes less than the limit, however long all of them take."""
+
+    async def send(message):
+        sent.append(message)
+        await asyncio.sleep(9.0)
+
+    class Slow(Group):
+        async def batch(self, timeout_s=None):
+            await asyncio.sleep(15.0)
+            return await super().batch(timeout_s)
+
+    async def serve(group):
+        limits = StreamLimits(60.0, 10.0, has_ids=False)
+        stream = EventStream(reply(), group, {"x-request-id": "id"}, limits)
+        await stream({"type": "http"}, forever, send)
+
+    async def forever():
+        await asyncio.get_running_loop().create_future()
+
+    sent = []
+    run_virtual(serve(Slow([delta("a")], [delta("b", position=1)], [STOP, ENDED])))
+    assert [m.get("more_body") for m in sent] == [None, True, True, True, False]
 
 
 async def test_event_ids_say_where_the_client_is_and_come_with_the_last_line_of_an_event():
