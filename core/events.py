@@ -85,7 +85,10 @@ LEFTOVERS_KILLED = Event(
 # --- routers --------------------------------------------------------------------------------------
 
 ROUTER_LISTENS = Event(
-    "router_listens", INFO, "the HTTP and the gRPC server listen", ("http_port", "grpc_port")
+    "router_listens",
+    INFO,
+    "the HTTP and the gRPC server listen, and the one for its metrics",
+    ("http_port", "grpc_port", "metrics_port"),
 )
 ROUTER_READY = Event(
     "router_ready", INFO, "a request got through: `/ready` answers 200", ("canary_ms",)

@@ -156,6 +156,13 @@ REFUSED = Metric(
     ("tier",),
 )
 WORKERS = Metric("baton_pool_replicas", "gauge", "workers with a live session", ("role",))
+ROUTERS = Metric(
+    "baton_routers",
+    "gauge",
+    "routers of the cluster: configured (`router.replicas`), and listening as far as this one "
+    "knows",
+    ("state",),
+)
 CERTIFICATE_ENDS = Metric(
     "baton_certificate_expiration_timestamp_seconds",
     "gauge",

@@ -29,6 +29,7 @@ from router.observe.prompt_report import PromptReport
 from router.observe.readiness import Proof
 from router.observe.recorder import Recorder
 from router.observe.request_log import RequestLog
+from router.observe.routers import RouterList
 from router.observe.shedding_log import SheddingLog
 from router.observe.status import ClusterStatus, replica
 from router.observe.storage_gauges import storage_gauges
@@ -145,6 +146,7 @@ def compose_service(components: RouterComponents, parts: ServiceComponents) -> R
         if parts.store is not None
         else None
     )
+    routers = RouterList(config.replicas)
     proof = Proof(sessions.live_roles, parts.expected_roles, must_cross=parts.must_cross)
     status = ClusterStatus(
         parts.model.name,
@@ -153,6 +155,7 @@ def compose_service(components: RouterComponents, parts: ServiceComponents) -> R
         proof,
         parts.configured,
         lambda: "off" if mirror is None else mirror.state,
+        routers,
     )
     telemetry = Telemetry(
         {
@@ -167,6 +170,7 @@ def compose_service(components: RouterComponents, parts: ServiceComponents) -> R
             metrics.API_KEYS: parts.keyring.num_by_state,
             metrics.CERTIFICATE_ENDS: parts.read_certificate_ends,
             metrics.PROBLEMS: status.num_by_problem,
+            metrics.ROUTERS: routers.num_by_state,
             **gauges_of(parts.read_prefix_report),
             **worker_gauges(sessions.views),
             **storage_gauges(sessions.views),

@@ -16,7 +16,7 @@ from core.addresses import is_loopback
 from core.config.node import Node
 from core.config.pools import ModelConfig, PoolsConfig
 from core.config.prefix_cache import PrefixCacheConfig
-from core.config.router import PlacementConfig, RouterConfig
+from core.config.router import PlacementConfig, RouterConfig, check_ports
 from core.config.security import SecurityConfig, check_key
 from core.config.services import LogConfig, RedisConfig, TracingConfig
 from core.config.tiers import TierConfig, check_tiers, default_tiers, with_built_in
@@ -75,12 +75,7 @@ class BatonConfig(Node):
                 f"router.host is {self.router.host}, which others can reach, and "
                 "security.api_keys is empty; make keys with `baton keys add`, or bind 127.0.0.1"
             )
-        # 0 is any free port, and so are two of them.
-        if self.router.http_port and self.router.http_port == self.router.grpc_port:
-            raise ValueError(
-                f"router.http_port and router.grpc_port are both {self.router.http_port}; "
-                "make them different"
-            )
+        check_ports(self.router)
         if bool(security.door_certificate) != bool(security.door_key):
             raise ValueError(
                 "security.door_certificate and security.door_key go together; set both or none"

@@ -298,6 +298,7 @@ def only_listed_sockets_listen(cluster):
     )
     found = listeners(pids)
     listed = {cluster.http_port, cluster.grpc_port}
+    listed |= {entry.metrics_port for entry in cluster.routers.values()}
     for member in cluster._members.values():
         addresses = (member.session_address, read_address(member.transfer_address)["grpc"])
         listed |= {int(address.rsplit(":", 1)[1]) for address in addresses}
