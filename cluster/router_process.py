@@ -29,6 +29,7 @@ from core.config import BatonConfig
 from core.ids import Ids
 from core.ports import Membership
 from core.session import Role
+from core.tenant_classes import TenantClasses
 from prefix_index.view import PrefixView
 from router.access.certificate import ServerCertificate
 from router.access.credentials import Keyring
@@ -118,6 +119,7 @@ class RunningRouter:
             self._certificate.chain if self._certificate is not None else None,
         )
         tiers = Tiers(config.tiers, config.default_tier)
+        classes = TenantClasses(config.tenant_classes)
         made = compose_service(
             RouterComponents(
                 membership=membership,
@@ -137,7 +139,8 @@ class RunningRouter:
                 tokenizer=self._tokenizer,
                 text=text,
                 seed_key=config.seed_key.encode(),
-                keyring=Keyring(security.api_keys, clock.now_s, tiers=tiers),
+                keyring=Keyring(security.api_keys, clock.now_s, tiers=tiers, classes=classes),
+                tenant_classes=classes,
                 expected_roles=expected_roles(config),
                 configured={
                     Role.PREFILL: 0 if config.colocated else config.pools.prefill.replicas,

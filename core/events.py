@@ -266,6 +266,12 @@ KEY_TIER_UNKNOWN = Event(
     "keys are of a tier that the config has not; they open, and are served in the default tier",
     ("tier", "keys", "served_as"),
 )
+KEY_CLASS_UNKNOWN = Event(
+    "key_class_unknown",
+    ERROR,
+    "keys are of a class that `tenant_classes` does not list; they open, and count as default",
+    ("tenant_class", "keys"),
+)
 KEY_FILE_LOST = Event(
     "key_file_lost",
     ERROR,

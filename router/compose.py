@@ -14,6 +14,7 @@ from core.config import PlacementConfig, RouterConfig
 from core.ids import Ids
 from core.ports import Clock, Membership, MemberStore, Network, QuotaStore, Tokenizer
 from core.session import Role
+from core.tenant_classes import TenantClasses
 from core.trace import NoTracing, Tracing
 from prefix_index.mirror import MembershipMirror
 from router.access.credentials import Keyring
@@ -97,6 +98,8 @@ class ServiceComponents:
     """Secret that the cluster's processes share."""
     public_prompts: PublicPrompts = field(default_factory=PublicPrompts)
     """Beginnings of prompts that all tenants share."""
+    tenant_classes: TenantClasses = field(default_factory=TenantClasses)
+    """As what keys count in metrics."""
     read_prefix_report: ReadReport = no_report
     """How the router's view of cached blocks is kept."""
 
@@ -176,6 +179,7 @@ def compose_service(components: RouterComponents, parts: ServiceComponents) -> R
             **storage_gauges(sessions.views),
         },
         components.tiers.by_name,
+        parts.tenant_classes,
     )
     log = RequestLog(clock.now_s) if config.log_requests else None
     explanations = Explanations(

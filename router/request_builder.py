@@ -176,6 +176,7 @@ class RequestBuilder:
             eos_token_ids=self._eos_token_ids,
             scope=self._scope(params, token_ids),
             tenant=params.identity.tenant,
+            tenant_class=params.identity.tenant_class,
             tier=tier,
             prices=self._tiers.by_name[tier].prices,
             affinity=affinity,

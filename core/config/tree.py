@@ -21,6 +21,7 @@ from core.config.security import SecurityConfig, check_key
 from core.config.services import LogConfig, RedisConfig, TracingConfig
 from core.config.tiers import TierConfig, check_tiers, default_tiers, with_built_in
 from core.config.transfer import TransferConfig
+from core.tenant_classes import check_tenant_classes
 
 
 class BatonConfig(Node):
@@ -39,6 +40,11 @@ class BatonConfig(Node):
         description="classes of requests by name; interactive, standard and batch are always there",
     )
     default_tier: str = Field("standard", description="tier of a key that has none of its own")
+    tenant_classes: tuple[str, ...] = Field(
+        (),
+        description="classes that keys may name (`baton keys add --class`), by which some metrics "
+        "and traces sum tenants up; default is always there",
+    )
     transfer: TransferConfig = Field(default_factory=TransferConfig, description="KV hand-over")
     prefix_cache: PrefixCacheConfig = Field(
         default_factory=PrefixCacheConfig, description="blocks kept below the KV pools"
@@ -65,6 +71,7 @@ class BatonConfig(Node):
     @model_validator(mode="after")
     def _tiers_fit(self) -> BatonConfig:
         check_tiers(self.tiers, self.default_tier, self.router, self.model)
+        check_tenant_classes(self.tenant_classes)
         return self
 
     @model_validator(mode="after")
