@@ -207,6 +207,10 @@ class GenerateRequest:
     """Whose it is; stays in the router. Ids are only compared within a tenant."""
     tenant_class: str = DEFAULT_CLASS
     """That of its key; stays in the router."""
+    asked_tier: str = ""
+    """As its client named it; empty: not at all. For its trace, and stays in the router."""
+    charged_tokens: int | None = None
+    """What its reply's key was charged before it ran; None: it has no quota. The same."""
     trace: TraceContext | None = None
     operation: str = "text_completion"
     """OpenTelemetry's name of the operation: text_completion or chat."""

@@ -28,7 +28,7 @@ from core.errors import Draining, InvalidRequest, Overloaded, QueueFull, QueueTi
 from core.ids import Ids
 from core.types import CANARY_TIER, MAX_CHOICES, GenerateRequest
 from router.expected_wait import Ahead
-from router.load_shedding import LoadShedding, Shortage
+from router.load_shedding import LoadShedding, OnExpected, Shortage
 from router.tier_queues import QueuedAhead, TierQueue, TierQueues, Waiter
 
 MAX_ARRIVAL_S = 2.0
@@ -92,8 +92,10 @@ class Admission:
         return {name: len(queue.waiters) for name, queue in self._waiting.by_tier.items()}
 
     @asynccontextmanager
-    async def permit(self, request: GenerateRequest) -> AsyncIterator[None]:
-        """Hold a permit for the length of the block.
+    async def permit(
+        self, request: GenerateRequest, on_expected: OnExpected | None = None
+    ) -> AsyncIterator[None]:
+        """Hold a permit for the length of the block; `on_expected` hears of the predicted wait.
 
         Raises:
             Overloaded: The queue is full, no permit came in time or none will; nothing is held.
@@ -106,7 +108,9 @@ class Admission:
         num_tokens = len(request.token_ids)
         self._check_draining()
         ahead = self._ahead_of(tier, request.tenant)
-        shortage = self._shedding.too_late(tier, ahead, num_tokens, request.deadline_at)
+        shortage = self._shedding.too_late(
+            tier, ahead, num_tokens, request.deadline_at, on_expected
+        )
         if shortage is not None:
             raise self._refusal(tier, shortage)
         num_permits = self._num_permits(tier, request.sampling.n)

@@ -177,6 +177,7 @@ class RequestBuilder:
             scope=self._scope(params, token_ids),
             tenant=params.identity.tenant,
             tenant_class=params.identity.tenant_class,
+            asked_tier=params.service_tier or params.tier_header,
             tier=tier,
             prices=self._tiers.by_name[tier].prices,
             affinity=affinity,

@@ -35,6 +35,7 @@ from planted import (
     tenant_classes,
     text,
     tiers,
+    traces,
     transfer,
 )
 from planted.bug import Bug
@@ -345,6 +346,7 @@ BUGS = [
     *tenant_classes.BUGS,
     *text.BUGS,
     *tiers.BUGS,
+    *traces.BUGS,
     *transfer.BUGS,
 ]
 
