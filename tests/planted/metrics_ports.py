@@ -73,6 +73,14 @@ BUGS = [
         NETWORK + "test_every_router_tells_where_all_show_their_metrics_and_keeps_its_port",
     ),
     Bug(
+        "a router on Ray that once got no answer asks nobody again",
+        "cluster/ray/replicas.py",
+        'log.debug("routers did not answer", extra={"error": str(error)})\n',
+        "return\n",
+        "tests/component/test_ray_cluster.py"
+        "::test_a_router_on_ray_asks_the_others_where_they_listen_until_it_stops",
+    ),
+    Bug(
         "a router that is started again shows its metrics elsewhere",
         "cluster/local.py",
         'for name in ("http_port", "grpc_port", "metrics_port")}',

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from support.virtual import PROMPT, ask, attempt_of, run, unit
 
-from core.config import PlacementConfig, RouterConfig, TierConfig
+from core.config import PlacementConfig, RouterConfig, TierConfig, default_tiers
 from core.session import Role
 from core.trace import TraceContext
 from core.types import SamplingParams
@@ -119,7 +119,7 @@ def test_a_trace_has_the_predicted_wait_beside_its_limit_and_the_wait_there_was(
         traced = [replace(one, trace=CALLER, tier="interactive") for one in requests]
         await asyncio.gather(*map(cluster.generate, traced))
 
-    tiers = {"interactive": TierConfig(max_ttft_s=60.0)}
+    tiers = {**default_tiers(), "interactive": TierConfig(max_ttft_s=60.0)}
     run(scenario, router=RouterConfig(max_running=1), tiers=tiers)
     first, second = recorder.named("gateway.request")
     assert "baton.admission.predicted_turn_ms" not in first, "nothing ran: it is not predicted"
