@@ -1,14 +1,18 @@
-"""Routers behind one address: which of them has answered, and how another is reached.
+"""Routers behind one address: which of them has answered, how another is reached, where each is.
 
-Owns how often is asked. Does not know what is asked for. Routers of one node share a port, so each
-connection may reach another one; every answer that is a router's own names it.
+Owns how often is asked, and their table. Does not know what is asked for. Routers of one node share
+a port, so each connection may reach another one; every answer that is a router's own names it.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
-from typing import TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+from rich.table import Table
+
+from cli.console import table_of
 
 TRIES_PER_ROUTER = 8
 """Connections for each router behind one address, until each of them should have answered."""
@@ -45,3 +49,13 @@ def ask_until(
 
 def _num_routers(claimed: str) -> int:
     return min(int(claimed), MAX_ROUTERS) if re.fullmatch("[1-9][0-9]{0,3}", claimed) else 1
+
+
+def routers_table(routers: Sequence[Mapping[str, Any]]) -> Table:
+    """Draw where each router listens, and where it alone shows its metrics."""
+    numbers = ("pid", "HTTP port", "gRPC port")
+    table = table_of("router", *numbers, "metrics", numbers=numbers)
+    for router in routers:
+        ports = (str(router[name]) for name in ("pid", "http_port", "grpc_port"))
+        table.add_row(router["router_id"], *ports, router["metrics_address"])
+    return table

@@ -1,4 +1,4 @@
-"""`baton status`: whether the cluster serves, what is missing, every worker and tier.
+"""`baton status`: whether the cluster serves, what is missing, every worker, router and tier.
 
 Owns what is shown and the exit code. Does not know how readiness is found: it asks a router.
 """
@@ -13,6 +13,7 @@ import typer
 from rich.table import Table
 
 from cli.console import plain_console, table_of
+from cli.routers import routers_table
 from client.endpoints import Endpoints
 
 EXIT_CODES = {"ready": 0, "not_ready": 1, "degraded": 3}
@@ -26,20 +27,25 @@ def run_status(url: str, access: Endpoints, *, as_json: bool) -> int:
         ConfigError: No router answers.
     """
     readiness = access.get(url, "/ready")
-    replicas = access.get_field(url, "/replicas", "replicas")
+    replicas, routers = access.get_fields(url, "/replicas", "replicas", "routers")
     tiers = access.get_field(url, "/load", "tiers")
     if as_json:
-        typer.echo(json.dumps({**readiness, "replicas": replicas, "tiers": tiers}, indent=2))
+        tree = {**readiness, "replicas": replicas, "routers": routers, "tiers": tiers}
+        typer.echo(json.dumps(tree, indent=2))
     else:
-        _show(readiness, replicas, tiers)
+        _show(readiness, replicas, routers, tiers)
     return EXIT_CODES[readiness["state"]]
 
 
 def _show(
-    readiness: dict[str, Any], replicas: list[dict[str, Any]], tiers: dict[str, dict[str, int]]
+    readiness: dict[str, Any],
+    replicas: list[dict[str, Any]],
+    routers: list[dict[str, Any]],
+    tiers: dict[str, dict[str, int]],
 ) -> None:
     console = plain_console()
     console.print(_workers(replicas))
+    console.print(routers_table(routers))
     console.print(_tiers(tiers))
     for line in _lines(readiness):
         console.print(line, highlight=False)

@@ -1,4 +1,4 @@
-"""`baton top`: workers, tiers, KV routes and rates of one router, again and again.
+"""`baton top`: workers, routers, tiers, KV routes, and one router's rates, again and again.
 
 Owns when a router is asked and how the figures are drawn. Does not know how they are found.
 """
@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cli.console import plain_console, table_of
-from cli.routers import ask_until
+from cli.routers import ask_until, routers_table
 from cli.top_figures import Snapshot, Window, totals_of
 from client.endpoints import Endpoints, refusal
 from core.errors import ConfigError
@@ -81,13 +81,14 @@ def read_snapshot(url: str, access: Endpoints, router: str = "") -> Snapshot:
     if "tiers" not in load:
         raise refusal(url, load)
     readiness = access.get(url, "/ready")
-    replicas = access.get_field(url, "/replicas", "replicas")
+    replicas, routers = access.get_fields(url, "/replicas", "replicas", "routers")
     routes = access.get_field(url, "/links", "links")
     try:
         totals = totals_of(exposition)
     except ValueError as error:
         raise ConfigError(f"the server at {url}/metrics is no router") from error
-    return Snapshot(time.monotonic(), router, readiness, replicas, load["tiers"], routes, totals)
+    at_s = time.monotonic()
+    return Snapshot(at_s, router, readiness, replicas, load["tiers"], routes, totals, routers)
 
 
 def _next(window: Window, url: str, access: Endpoints) -> dict[str, Any]:
@@ -131,6 +132,7 @@ def draw(figures: dict[str, Any]) -> RenderableType:
     return Group(
         Text("\n".join([_headline(figures), *notes])),
         _workers(figures["workers"]),
+        routers_table(figures["routers"]),
         _tiers(figures["tiers"]),
         _links(figures["links"]),
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
@@ -42,6 +42,7 @@ class Snapshot:
     tiers: dict[str, dict[str, int]]
     routes: list[dict[str, Any]]
     totals: Totals
+    routers: list[dict[str, Any]] = field(default_factory=list)
 
 
 def totals_of(exposition: str) -> Totals:
@@ -102,6 +103,7 @@ class Window:
             "kv_bytes_per_s": growth.per_s(metrics.KV_BYTES),
             "tiers": {name: _tier(name, counts, growth) for name, counts in last.tiers.items()},
             "workers": [_worker(replica, growth) for replica in last.replicas],
+            "routers": last.routers,
             "links": last.routes,
         }
 

@@ -26,6 +26,7 @@ from cluster.server_ports import claimed
 from core import events, logs
 from core.addresses import is_loopback
 from core.config import BatonConfig, load_config, log_renamed
+from core.tenant_classes import TenantClasses
 from engine.checkpoint.model_spec import ModelSpec
 from process.orphan_reaper import OrphanReaper
 from router.access.key_file import check_keys
@@ -108,7 +109,7 @@ def check_access(config: BatonConfig) -> None:
     Raises:
         ConfigError: Names the line.
     """
-    check_keys(config.security.api_keys, config.tiers)
+    check_keys(config.security.api_keys, config.tiers, TenantClasses(config.tenant_classes))
     host = config.router.host
     security = config.security
     is_readable = bool(security.api_keys) and not security.door_certificate

@@ -127,10 +127,18 @@ class Endpoints:
         Raises:
             ConfigError: As for `get`, or there is no such field.
         """
+        return self.get_fields(url, path, name)[0]
+
+    def get_fields(self, url: str, path: str, *names: str) -> list[Any]:
+        """Send a GET to a router, for several fields of its answer.
+
+        Raises:
+            ConfigError: As for `get_field`.
+        """
         answer = self.get(url, path)
-        if name not in answer:
+        if not answer.keys() >= set(names):
             raise ConfigError(f"the server at {url}{path} is no router")
-        return answer[name]
+        return [answer[name] for name in names]
 
     def get_text(self, url: str, path: str) -> tuple[str, Mapping[str, str]]:
         """Send a GET to a router for what is no JSON, over a connection of its own.

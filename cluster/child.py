@@ -14,6 +14,7 @@ import logging
 import os
 import signal
 import sys
+from dataclasses import asdict
 from typing import Any
 
 import uvloop
@@ -61,11 +62,12 @@ async def _run_router(
 ) -> None:
     from cluster.members import PushedMembership, from_json  # noqa: PLC0415
     from cluster.router_process import RunningRouter  # noqa: PLC0415
+    from router.observe.routers import RouterEntry  # noqa: PLC0415
 
     membership = PushedMembership()
     router = RunningRouter(config, membership)
     await router.start()
-    report({"http_port": router.http_port, "grpc_port": router.grpc_port})
+    report({"router": asdict(router.entry)})
 
     async def listen() -> None:
         while line := await lines.readline():
@@ -73,6 +75,7 @@ async def _run_router(
             membership.update(
                 [from_json(m) for m in update["members"]], is_starting=update["is_starting"]
             )
+            router.service.status.routers.update(RouterEntry(**e) for e in update["routers"])
         stop.set()  # the parent has closed the pipe: it is gone
 
     listener = asyncio.get_running_loop().create_task(listen())

@@ -12,6 +12,7 @@ import json
 import os
 import signal
 import sys
+from dataclasses import asdict
 from typing import Any
 
 from cluster.members import from_json, to_json
@@ -22,6 +23,7 @@ from core import events
 from core.config import BatonConfig
 from core.errors import ServingError, WorkerLost, from_wire
 from core.session import WorkerDescriptor
+from router.observe.routers import RouterEntry
 
 START_TIMEOUT_S = 120.0
 STOP_TIMEOUT_S = 12.0
@@ -145,8 +147,8 @@ class LocalCluster:
         self.grpc_port = 0
         self._members: dict[str, WorkerDescriptor] = {}
         self._routers: dict[int, Child] = {}
-        self.addresses: list[tuple[int, int]] = []
-        """(HTTP port, gRPC port) of each router; equal if they share fixed ones."""
+        self.routers: dict[int, RouterEntry] = {}
+        """Where each router listens, or is about to again."""
         self._workers: dict[str, Child] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._desired = 0
@@ -191,21 +193,27 @@ class LocalCluster:
 
     async def _start_routers(self) -> None:
         for index in range(self.config.router.replicas):
-            self.addresses.append(await self._start_router(index, self.config))
+            await self._start_router(index, self.config)
         self.http_port, self.grpc_port = self.addresses[0]
 
-    async def _start_router(self, index: int, config: BatonConfig) -> tuple[int, int]:
+    @property
+    def addresses(self) -> list[tuple[int, int]]:
+        """(HTTP port, gRPC port) of each router; equal if they share fixed ones."""
+        return [(entry.http_port, entry.grpc_port) for entry in self.routers.values()]
+
+    async def _start_router(self, index: int, config: BatonConfig) -> None:
         name = f"router-{index}"
         child = await Child.spawn("router", config)
         self._routers[index] = child
         report = await child.recv(name)
         events.CHILD_STARTED.log(child=name, child_pid=child.process.pid)
-        return report["http_port"], report["grpc_port"]
+        self.routers[index] = RouterEntry(**report["router"])
 
     async def _update_routers(self) -> None:
         update = {
             "members": [to_json(m) for m in self._members.values()],
             "is_starting": len(self._members) < self._desired,
+            "routers": [asdict(entry) for entry in self.routers.values()],
         }
         for router in self._routers.values():
             await router.send(json.dumps(update))
@@ -234,8 +242,9 @@ class LocalCluster:
 
     async def _keep_router(self, index: int) -> None:
         """Restart a router on the ports it had; three failed starts in a row end the cluster."""
-        ports = dict(zip(("http_port", "grpc_port"), self.addresses[index], strict=True))
-        # On the ports it had: clients and load balancers know these.
+        had = self.routers[index]
+        # On the ports it had: clients, load balancers and Prometheus know these.
+        ports = {name: getattr(had, name) for name in ("http_port", "grpc_port", "metrics_port")}
         config = self.config.model_copy(
             update={"router": self.config.router.model_copy(update=ports)}
         )

@@ -6,12 +6,14 @@ Owns the composition of a router from real components. Does not know where membe
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import time
 
-import uvicorn
+from starlette.types import ASGIApp
 
 from cluster.certificate_expiry import CertificateEnds
+from cluster.http_servers import STOP_GRACE_S, RunningHttp, metrics_socket, shared_socket
 from cluster.pools import pools_of
 from cluster.prefix_index import IndexTask, make_feed
 from cluster.quotas import make_quota_store
@@ -20,24 +22,26 @@ from cluster.secrets import with_read_secrets
 from cluster.served_model import model_of
 from cluster.tracing import make_tracing
 from core import events
-from core.addresses import bare_host, family_of
+from core.addresses import bare_host, is_any
 from core.block_hash import hash_key
 from core.clocks import SystemClock
 from core.config import BatonConfig
 from core.ids import Ids
 from core.ports import Membership
 from core.session import Role
+from core.tenant_classes import TenantClasses
 from prefix_index.view import PrefixView
 from router.access.certificate import ServerCertificate
 from router.access.credentials import Keyring
 from router.compose import RouterComponents, ServiceComponents, compose_service
 from router.descriptors import INSIDE_DESCRIPTORS, grpc_share, raise_descriptor_limit
 from router.grpc.server import GrpcServer
-from router.http.app import make_app
+from router.http.app import make_app, make_metrics_app
 from router.http.body_reading import BodyReader
 from router.http.server.connections import ConnectionTable
-from router.http.server.listener import NUM_RESERVED, HttpServer, make_connection_table
+from router.http.server.listener import NUM_RESERVED, make_connection_table
 from router.observe.prefix_report import no_report
+from router.observe.routers import RouterEntry
 from router.public_prompts import PublicPrompts, read_prompts
 from router.request_params import ServedModel
 from router.text.detokenizing import TextModel
@@ -48,7 +52,9 @@ from transport.session_streams import session_network
 from transport.stream_proof import stream_key
 from transport.tls import session_tls
 
-STOP_GRACE_S = 5.0
+MAX_SCRAPERS = 32
+"""Connections to a router's own port for metrics; what is monitored needs few."""
+NUM_RESERVED_SCRAPERS = 4
 
 
 def expected_roles(config: BatonConfig) -> frozenset[Role]:
@@ -62,8 +68,14 @@ def expected_roles(config: BatonConfig) -> frozenset[Role]:
 class RunningRouter:
     """A started router."""
 
-    def __init__(self, config: BatonConfig, membership: Membership) -> None:
-        """Compose; `start` listens."""
+    def __init__(self, config: BatonConfig, membership: Membership, node_host: str = "") -> None:
+        """Compose; `start` listens.
+
+        Args:
+            config: The whole tree.
+            membership: The workers.
+            node_host: By which other machines reach this one; empty: nobody knows.
+        """
         config = with_read_secrets(config)
         spec = model_of(config)
         router = config.router
@@ -107,6 +119,7 @@ class RunningRouter:
             self._certificate.chain if self._certificate is not None else None,
         )
         tiers = Tiers(config.tiers, config.default_tier)
+        classes = TenantClasses(config.tenant_classes)
         made = compose_service(
             RouterComponents(
                 membership=membership,
@@ -126,7 +139,8 @@ class RunningRouter:
                 tokenizer=self._tokenizer,
                 text=text,
                 seed_key=config.seed_key.encode(),
-                keyring=Keyring(security.api_keys, clock.now_s, tiers=tiers),
+                keyring=Keyring(security.api_keys, clock.now_s, tiers=tiers, classes=classes),
+                tenant_classes=classes,
                 expected_roles=expected_roles(config),
                 configured={
                     Role.PREFILL: 0 if config.colocated else config.pools.prefill.replicas,
@@ -153,9 +167,9 @@ class RunningRouter:
         self._following: IndexTask | None = None
         self._config = config
         self._grpc = GrpcServer(self.service, security, self._certificate)
-        self._http: uvicorn.Server | None = None
-        self._http_task: asyncio.Task[None] | None = None
-        self.http_port = 0
+        self._node_host = node_host
+        self._http: RunningHttp | None = None
+        self._metrics: RunningHttp | None = None
 
     async def start(self) -> None:
         """Follow the members, and start both servers."""
@@ -171,46 +185,35 @@ class RunningRouter:
             self._following = IndexTask(self.prefix_feed)
         connections = self._make_connection_table()
         await self._grpc.start()
-        # The protocol is named because asyncio turns Nagle's algorithm off only then.
-        host = bare_host(self._config.router.host)
-        listener = socket.socket(family_of(host), socket.SOCK_STREAM, socket.IPPROTO_TCP)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        # The routers of a cluster share the port; the kernel spreads connections over them.
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        listener.bind((host, self._config.router.http_port))
-        self.http_port = listener.getsockname()[1]
         created = int(time.time())  # noqa: TID251 - OpenAI's `created` is wall-clock
-        security = self._config.security
-        certificate = self._certificate
-        app = make_app(self.service, created, self._bodies, is_production=security.production)
-        settings = uvicorn.Config(
-            app,
-            # Named: `auto` would silently take another parser if this one were missing.
-            http="httptools",
-            ws="none",
-            # Its own settings would replace ours; requests are logged by the router itself.
-            log_config=None,
-            access_log=False,
-            # The application holds nothing that starts or stops: this class does.
-            lifespan="off",
-            timeout_keep_alive=60,
-            timeout_graceful_shutdown=int(STOP_GRACE_S),
-            ssl_certfile=security.door_certificate or None,
-            ssl_keyfile=security.door_key or None,
-            ssl_context_factory=(
-                (lambda _, make: certificate.context(make)) if certificate else None
-            ),
+        production = self._config.security.production
+        app = make_app(self.service, created, self._bodies, is_production=production)
+        self._http = self._serve(app, shared_socket(self._config.router), connections)
+        self._metrics = self._serve(
+            make_metrics_app(self.service),
+            metrics_socket(self._config.router),
+            ConnectionTable(MAX_SCRAPERS, MAX_SCRAPERS, NUM_RESERVED_SCRAPERS),
         )
-        self._http = HttpServer(
-            settings,
+        self.service.status.routers.listens(self.entry)
+        self._ends.watch()
+        events.ROUTER_LISTENS.log(
+            http_port=self.http_port,
+            grpc_port=self.grpc_port,
+            metrics_port=self.entry.metrics_port,
+        )
+
+    def _serve(
+        self, app: ASGIApp, listener: socket.socket, connections: ConnectionTable
+    ) -> RunningHttp:
+        return RunningHttp(
+            app,
             listener,
             connections,
-            self._config.router.slow_reader_s,
+            self._config.router,
+            self._config.security,
+            self._certificate,
             self.service.recorder.connection_refused,
         )
-        self._http_task = asyncio.get_running_loop().create_task(self._http.serve())
-        self._ends.watch()
-        events.ROUTER_LISTENS.log(http_port=self.http_port, grpc_port=self._grpc.port)
 
     def _make_connection_table(self) -> ConnectionTable:
         """Make the table of HTTP connections; limit both servers to this process's descriptors."""
@@ -220,6 +223,24 @@ class RunningRouter:
         self._grpc.max_connections = grpc_share(limit)
         return make_connection_table(
             router.max_connections, router.max_connections_per_address, limit
+        )
+
+    @property
+    def http_port(self) -> int:
+        """Port of the HTTP server; 0 before it is started."""
+        return 0 if self._http is None else self._http.port
+
+    @property
+    def entry(self) -> RouterEntry:
+        """Where it listens."""
+        host = bare_host(self._config.router.host)
+        return RouterEntry(
+            router_id=self.sessions.router_id,
+            pid=os.getpid(),
+            host=self._node_host if is_any(host) else host,
+            http_port=self.http_port,
+            grpc_port=self.grpc_port,
+            metrics_port=0 if self._metrics is None else self._metrics.port,
         )
 
     @property
@@ -233,9 +254,9 @@ class RunningRouter:
         self._ends.close()
         await self.service.stop(STOP_GRACE_S)
         await self._grpc.stop(STOP_GRACE_S)
-        if self._http is not None and self._http_task is not None:
-            self._http.should_exit = True
-            await asyncio.gather(self._http_task, return_exceptions=True)
+        for server in (self._http, self._metrics):
+            if server is not None:
+                await server.stop()
         if self._mirror_task is not None:
             self._mirror_task.cancel()
             await asyncio.gather(self._mirror_task, return_exceptions=True)

@@ -12,7 +12,7 @@ from typing import Any
 from opentelemetry import trace
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
 from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
 from opentelemetry.trace import (
     NonRecordingSpan,
@@ -44,6 +44,15 @@ class _OTelSpan:
         c = self._span.get_span_context()
         return TraceContext(c.trace_id, c.span_id, int(c.trace_flags), self._state)
 
+    @property
+    def is_recorded(self) -> bool:
+        """False for one that is not sampled."""
+        return self._span.is_recording()
+
+    def event(self, name: str, at_s: float, attributes: Attributes) -> None:
+        """Add an event."""
+        self._span.add_event(name, dict(attributes), int(at_s * 1e9) + self._offset_ns)
+
     def end(self, end_s: float, attributes: Attributes, error: str = "") -> None:
         """End the span."""
         self._span.set_attributes(dict(attributes))
@@ -56,15 +65,11 @@ class _OTelSpan:
 class OTelTracing:
     """Spans to a collector."""
 
-    def __init__(self, config: TracingConfig, service: str) -> None:
-        """Start the exporter's thread."""
-        # Here, as it is loaded only with an endpoint.
-        from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import (  # noqa: PLC0415
-            OTLPSpanExporter,
-        )
-
-        is_plain = not config.otlp_endpoint.startswith("https://")
-        exporter = OTLPSpanExporter(endpoint=config.otlp_endpoint, insecure=is_plain, timeout=5)
+    def __init__(
+        self, config: TracingConfig, service: str, exporter: SpanExporter | None = None
+    ) -> None:
+        """Start the exporter's thread; without `exporter`, spans go to the config's collector."""
+        exporter = exporter or _collector(config)
         resource = Resource.create({"service.name": service}, SCHEMA_URL)
         # The caller's decision holds: half a trace explains nothing.
         sampler = ParentBased(TraceIdRatioBased(config.sample_ratio))
@@ -97,6 +102,16 @@ class OTelTracing:
     def close(self) -> None:
         """Export what is left."""
         self._provider.shutdown()
+
+
+def _collector(config: TracingConfig) -> SpanExporter:
+    # Here, as it is loaded only with an endpoint.
+    from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import (  # noqa: PLC0415
+        OTLPSpanExporter,
+    )
+
+    is_plain = not config.otlp_endpoint.startswith("https://")
+    return OTLPSpanExporter(endpoint=config.otlp_endpoint, insecure=is_plain, timeout=5)
 
 
 def make_tracing(config: TracingConfig, service: str) -> Tracing:

@@ -29,6 +29,23 @@ def family_of(host: str) -> socket.AddressFamily:
     return socket.AF_INET6 if version == 6 else socket.AF_INET
 
 
+def unmapped(host: str) -> str:
+    """Return an IPv4 address that came in the form of IPv6 as what it is; any other host as is."""
+    try:
+        found = ipaddress.ip_address(bare_host(host))
+    except ValueError:
+        return host
+    return str(getattr(found, "ipv4_mapped", None) or host)
+
+
+def is_any(host: str) -> bool:
+    """Does it stand for every address of a machine?"""
+    try:
+        return not host or ipaddress.ip_address(bare_host(host)).is_unspecified
+    except ValueError:
+        return False
+
+
 def is_loopback(host: str) -> bool:
     """Can only this machine reach an address?"""
     if host == "localhost":

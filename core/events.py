@@ -85,7 +85,10 @@ LEFTOVERS_KILLED = Event(
 # --- routers --------------------------------------------------------------------------------------
 
 ROUTER_LISTENS = Event(
-    "router_listens", INFO, "the HTTP and the gRPC server listen", ("http_port", "grpc_port")
+    "router_listens",
+    INFO,
+    "the HTTP and the gRPC server listen, and the one for its metrics",
+    ("http_port", "grpc_port", "metrics_port"),
 )
 ROUTER_READY = Event(
     "router_ready", INFO, "a request got through: `/ready` answers 200", ("canary_ms",)
@@ -262,6 +265,12 @@ KEY_TIER_UNKNOWN = Event(
     ERROR,
     "keys are of a tier that the config has not; they open, and are served in the default tier",
     ("tier", "keys", "served_as"),
+)
+KEY_CLASS_UNKNOWN = Event(
+    "key_class_unknown",
+    ERROR,
+    "keys are of a class that `tenant_classes` does not list; they open, and count as default",
+    ("tenant_class", "keys"),
 )
 KEY_FILE_LOST = Event(
     "key_file_lost",

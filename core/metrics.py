@@ -54,21 +54,21 @@ PHASE = Metric(
     "time in one phase; the phases of a request add up to its end-to-end time",
     ("phase",),
 )
-REQUESTS = Metric("baton_requests_total", "counter", "ended requests", ("outcome",))
+REQUESTS = Metric("baton_requests_total", "counter", "ended requests", ("outcome", "tenant_class"))
 SLO_REQUESTS = Metric(
     "baton_slo_requests_total",
     "counter",
     "requests that met the SLO of their tier (`tiers.NAME.slo_ttft_s`, `slo_tpot_s`) or missed it, "
     "those that failed or found no room among the latter; what the caller cancelled or got wrong "
     "is in neither",
-    ("tier", "result"),
+    ("tier", "result", "tenant_class"),
 )
 REFUSALS = Metric(
     "baton_refusals_total",
     "counter",
     "calls and requests that were answered with an error before they ran, and whole answers that "
     "were never read",
-    ("server", "code"),
+    ("server", "code", "tenant_class"),
 )
 ERRORS = Metric(
     "baton_request_errors_total",
@@ -94,10 +94,16 @@ QUOTA_LOCAL_DECISIONS = Metric(
     "requests whose key's quota a router decided alone, within its share: Redis was away or slow",
 )
 PROMPT_TOKENS = Metric(
-    "baton_prompt_tokens_total", "counter", "prompt tokens of ended requests", ("tier",)
+    "baton_prompt_tokens_total",
+    "counter",
+    "prompt tokens of ended requests",
+    ("tier", "tenant_class"),
 )
 OUTPUT_TOKENS = Metric(
-    "baton_generation_tokens_total", "counter", "output tokens of ended requests", ("tier",)
+    "baton_generation_tokens_total",
+    "counter",
+    "output tokens of ended requests",
+    ("tier", "tenant_class"),
 )
 CACHED_TOKENS = Metric(
     "baton_prefix_hit_tokens_total", "counter", "prompt tokens found in a prefix cache", ("tier",)
@@ -106,7 +112,7 @@ COST = Metric(
     "baton_cost_total",
     "counter",
     "what ended requests cost their callers, in the currency of `tiers.NAME.output_price_per_mtok`",
-    ("tier",),
+    ("tier", "tenant_class"),
 )
 POOL_PRICE = Metric(
     "baton_pool_price_per_hour",
@@ -162,6 +168,13 @@ REFUSED = Metric(
     ("tier",),
 )
 WORKERS = Metric("baton_pool_replicas", "gauge", "workers with a live session", ("role",))
+ROUTERS = Metric(
+    "baton_routers",
+    "gauge",
+    "routers of the cluster: configured (`router.replicas`), and listening as far as this one "
+    "knows",
+    ("state",),
+)
 CERTIFICATE_ENDS = Metric(
     "baton_certificate_expiration_timestamp_seconds",
     "gauge",

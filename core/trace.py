@@ -14,7 +14,7 @@ from typing import Protocol
 
 _TRACEPARENT = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
 MAX_TRACESTATE_CHARACTERS = 512
-Attributes = Mapping[str, str | int | float | bool]
+Attributes = Mapping[str, str | int | float | bool | tuple[str, ...]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +57,15 @@ class Span(Protocol):
         """What children name as their parent; None when nothing is recorded."""
         ...
 
+    @property
+    def is_recorded(self) -> bool:
+        """False: nobody will see it, so nothing need be made for it."""
+        ...
+
+    def event(self, name: str, at_s: float, attributes: Attributes) -> None:
+        """Note what happened within it at an instant (monotonic seconds)."""
+        ...
+
     def end(self, end_s: float, attributes: Attributes, error: str = "") -> None:
         """Close it at an instant (monotonic seconds); `error` is a code of the error tree."""
         ...
@@ -77,8 +86,13 @@ class Tracing(Protocol):
 class _NoSpan:
     """A span nobody records: the caller's context goes on unchanged."""
 
+    is_recorded = False
+
     def __init__(self, context: TraceContext | None) -> None:
         self.context = context
+
+    def event(self, name: str, at_s: float, attributes: Attributes) -> None:
+        """Do nothing."""
 
     def end(self, end_s: float, attributes: Attributes, error: str = "") -> None:
         """Do nothing."""

@@ -13,6 +13,8 @@ from typing import Any
 
 from core.errors import InvalidRequest, ServingError
 from core.ids import RequestId
+from core.prices import Prices
+from core.tenant_classes import DEFAULT_CLASS
 from core.trace import TraceContext
 
 MAX_CHOICES = 8
@@ -183,22 +185,6 @@ class ChatPrompt:
 
 
 @dataclass(frozen=True, slots=True)
-class Prices:
-    """What a million tokens cost a caller, in the operator's currency."""
-
-    prompt_per_mtok: float
-    cached_per_mtok: float
-    """Those of the prompt that a prefix cache had."""
-    output_per_mtok: float
-
-    def cost(self, prompt_tokens: int, cached_tokens: int, output_tokens: int) -> float:
-        """Return what a request costs; the cached tokens are among those of the prompt."""
-        prompt = (prompt_tokens - cached_tokens) * self.prompt_per_mtok
-        cached = cached_tokens * self.cached_per_mtok
-        return (prompt + cached + output_tokens * self.output_per_mtok) / 1_000_000
-
-
-@dataclass(frozen=True, slots=True)
 class GenerateRequest:
     """What was asked, as token ids; frozen once a server has made it.
 
@@ -219,6 +205,12 @@ class GenerateRequest:
     scope: str = ""
     tenant: str = ""
     """Whose it is; stays in the router. Ids are only compared within a tenant."""
+    tenant_class: str = DEFAULT_CLASS
+    """That of its key; stays in the router."""
+    asked_tier: str = ""
+    """As its client named it; empty: not at all. For its trace, and stays in the router."""
+    charged_tokens: int | None = None
+    """What its reply's key was charged before it ran; None: it has no quota. The same."""
     trace: TraceContext | None = None
     operation: str = "text_completion"
     """OpenTelemetry's name of the operation: text_completion or chat."""

@@ -26,7 +26,7 @@ from core.errors import Draining, InvalidRequest, Overloaded, QueueFull, QueueTi
 from core.ids import Ids
 from core.types import CANARY_TIER, MAX_CHOICES, GenerateRequest
 from router.expected_wait import Ahead
-from router.load_shedding import LoadShedding, Shortage
+from router.load_shedding import LoadShedding, OnExpected, Shortage
 from router.permits import Permits
 from router.tier_queues import QueuedAhead, TierQueues, Waiter
 from router.token_use import TokenUse
@@ -95,12 +95,16 @@ class Admission:
 
     @asynccontextmanager
     async def permit(
-        self, request: GenerateRequest, count_output: Callable[[], int] = int
+        self,
+        request: GenerateRequest,
+        on_expected: OnExpected | None = None,
+        count_output: Callable[[], int] = int,
     ) -> AsyncIterator[None]:
         """Hold a permit for the length of the block.
 
         Args:
             request: Takes a permit for each of its choices.
+            on_expected: Hears of the predicted wait.
             count_output: Counts its output tokens, at its end.
 
         Raises:
@@ -114,7 +118,9 @@ class Admission:
         num_tokens = len(request.token_ids)
         self._check_draining()
         ahead = self._ahead_of(tier, request.tenant)
-        shortage = self._shedding.too_late(tier, ahead, num_tokens, request.deadline_at)
+        shortage = self._shedding.too_late(
+            tier, ahead, num_tokens, request.deadline_at, on_expected
+        )
         if shortage is not None:
             raise self._refusal(tier, shortage)
         num_permits = self._permits.num_for(tier, request.sampling.n)

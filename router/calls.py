@@ -21,10 +21,11 @@ from core.errors import (
     ServingError,
     Unauthenticated,
 )
+from core.tenant_classes import NO_CLASS
 from router.access.identities import Identity
 
 ADDRESS_CLASSES = ("loopback", "private", "public", "unknown")
-_NOBODY = Identity(tier="")
+_NOBODY = Identity(tier="", tenant_class=NO_CLASS)
 _REFUSALS = (ClientError, Overloaded, RateLimited, Unauthenticated, PermissionDenied)
 
 

@@ -76,6 +76,11 @@ class ReplyCharge:
         self._num_ran = 0
         self._used_tokens = 0
 
+    @property
+    def num_tokens(self) -> int:
+        """Charged before it runs; 0 for a key that has no quota."""
+        return 0 if self._charge is None else self._charge.amount.tokens
+
     def request_ended(self, ended: RequestEnded | None) -> ReplyCost | None:
         """Count what a request has used; None: it never began.
 

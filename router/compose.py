@@ -14,6 +14,7 @@ from core.config import PlacementConfig, RouterConfig
 from core.ids import Ids
 from core.ports import Clock, Membership, MemberStore, Network, QuotaStore, Tokenizer
 from core.session import Role
+from core.tenant_classes import TenantClasses
 from core.trace import NoTracing, Tracing
 from prefix_index.mirror import MembershipMirror
 from router.access.credentials import Keyring
@@ -29,6 +30,7 @@ from router.observe.prompt_report import PromptReport
 from router.observe.readiness import Proof
 from router.observe.recorder import Recorder
 from router.observe.request_log import RequestLog
+from router.observe.routers import RouterList
 from router.observe.shedding_log import SheddingLog
 from router.observe.status import ClusterStatus, replica
 from router.observe.storage_gauges import storage_gauges
@@ -96,6 +98,8 @@ class ServiceComponents:
     """Secret that the cluster's processes share."""
     public_prompts: PublicPrompts = field(default_factory=PublicPrompts)
     """Beginnings of prompts that all tenants share."""
+    tenant_classes: TenantClasses = field(default_factory=TenantClasses)
+    """As what keys count in metrics."""
     read_prefix_report: ReadReport = no_report
     """How the router's view of cached blocks is kept."""
 
@@ -145,6 +149,7 @@ def compose_service(components: RouterComponents, parts: ServiceComponents) -> R
         if parts.store is not None
         else None
     )
+    routers = RouterList(config.replicas)
     proof = Proof(sessions.live_roles, parts.expected_roles, must_cross=parts.must_cross)
     status = ClusterStatus(
         parts.model.name,
@@ -153,6 +158,7 @@ def compose_service(components: RouterComponents, parts: ServiceComponents) -> R
         proof,
         parts.configured,
         lambda: "off" if mirror is None else mirror.state,
+        routers,
     )
     telemetry = Telemetry(
         {
@@ -168,11 +174,13 @@ def compose_service(components: RouterComponents, parts: ServiceComponents) -> R
             metrics.API_KEYS: parts.keyring.num_by_state,
             metrics.CERTIFICATE_ENDS: parts.read_certificate_ends,
             metrics.PROBLEMS: status.num_by_problem,
+            metrics.ROUTERS: routers.num_by_state,
             **gauges_of(parts.read_prefix_report),
             **worker_gauges(sessions.views),
             **storage_gauges(sessions.views),
         },
         components.tiers.by_name,
+        parts.tenant_classes,
     )
     log = RequestLog(clock.now_s) if config.log_requests else None
     explanations = Explanations(

@@ -30,6 +30,8 @@ JITTER_SHARE = 0.25
 WORK_FRESH_S = 0.1
 """Workers report twice a second: to ask all of them for every request would be dear."""
 IDLE = PrefillWork()
+OnExpected = Callable[[ExpectedWait, float], None]
+"""Gets a predicted wait, and the longest that its tier allows before the first token; 0: any."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +108,7 @@ class LoadShedding:
         ahead: Ahead,
         num_tokens: int | None = None,
         deadline_at: float | None = None,
+        on_expected: OnExpected | None = None,
     ) -> Shortage | None:
         """Say how long a newcomer would wait, and how long it may; None: not too long.
 
@@ -114,12 +117,15 @@ class LoadShedding:
             ahead: What is ahead of it.
             num_tokens: Of its prompt; None: not read yet, and it may be short.
             deadline_at: When it must have ended, on the clock.
+            on_expected: Hears of the prediction, if there is one.
         """
         # One request always runs: it alone can show that a prediction no longer holds.
         if not ahead.num_running:
             return None
         now_s = self._clock.now_s()
         wait = self._expected(tier, ahead, self._work_for(num_tokens, now_s), now_s)
+        if on_expected is not None:
+            on_expected(wait, self._tiers[tier].max_ttft_s)
         left_s = None if deadline_at is None else max(0.0, deadline_at - now_s)
         for limit in self._limits(tier, wait, left_s):
             if limit.wait_s > limit.limit_s:

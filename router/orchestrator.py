@@ -30,7 +30,8 @@ from core.trace import Tracing
 from core.types import GenerateRequest, Path, RequestEnded, Usage
 from router.admission import Admission
 from router.choice_output import ChoiceOutput, NewDecoder
-from router.observe.timing import end_span, timing_of
+from router.observe.spans import end_span
+from router.observe.timing import timing_of
 from router.request_state import Emit, RequestObserver, RequestState, RunKey
 
 
@@ -188,7 +189,9 @@ class Orchestrator:
             # none.
             for choice, tokens in zip(run.choices, request.resume_tokens, strict=False):
                 choice.restore(tokens)
-            permit = self._admission.permit(request, lambda: run.num_output_tokens)
+            permit = self._admission.permit(
+                request, run.note_expected, lambda: run.num_output_tokens
+            )
             async with asyncio.timeout_at(request.deadline_at), permit:
                 run.timeline.admitted_at = self._clock.now_s()
                 await self._attempts.run(run)

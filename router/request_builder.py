@@ -184,6 +184,8 @@ class RequestBuilder:
             eos_token_ids=self._eos_token_ids,
             scope=self._scope(params, token_ids),
             tenant=params.identity.tenant,
+            tenant_class=params.identity.tenant_class,
+            asked_tier=params.service_tier or params.tier_header,
             tier=tier,
             prices=self._tiers.by_name[tier].prices,
             affinity=affinity,

@@ -15,7 +15,7 @@ from core.ids import Epoch, RequestId, RunId, WorkerId
 from core.ports import Clock
 from core.session import TokenDelta, WorkerTiming
 from core.timeline import Timeline
-from core.trace import Span
+from core.trace import Attributes, Span
 from core.types import (
     GenerateRequest,
     RequestEnded,
@@ -24,6 +24,7 @@ from core.types import (
     Usage,
 )
 from router.choice_output import ChoiceOutput
+from router.expected_wait import ExpectedWait
 from router.placement import Placement
 from router.prefix_outcome import PromptOutcome
 from router.regret import MeasuredCost
@@ -93,6 +94,10 @@ class RequestState:
     has_prompt_scores: bool = False
     started_at: float = 0.0
     span: Span | None = None
+    expected_wait: ExpectedWait | None = None
+    """As admission predicted it; None: it did not."""
+    max_ttft_s: float = 0.0
+    """The limit on that; 0: none."""
     aborted_with: ServingError | None = None
     """Set by `abort` and by a draining router: no further attempt."""
 
@@ -126,6 +131,11 @@ class RequestState:
         """Delivered tokens over all choices."""
         return sum(len(c.token_ids) for c in self.choices)
 
+    def note_expected(self, wait: ExpectedWait, max_ttft_s: float) -> None:
+        """Note how long it should wait, and the longest that its tier allows."""
+        self.expected_wait = wait
+        self.max_ttft_s = max_ttft_s
+
     def attempt_ended(self, epoch: Epoch, error: ServingError | None = None) -> None:
         """Note an attempt, and the fault or the move that ended it."""
         placement = self.placement
@@ -141,6 +151,20 @@ class RequestState:
                 isinstance(error, Draining | PoolExhausted),
             )
         )
+        if self.span is not None and self.span.is_recorded:
+            self._trace_attempt(self.span, self.attempts[-1], is_placed=is_placed)
+
+    def _trace_attempt(self, span: Span, attempt: EndedAttempt, *, is_placed: bool) -> None:
+        reason = self.placement.reason if self.placement and is_placed else ""
+        facts: Attributes = {
+            "baton.epoch": attempt.epoch,
+            "baton.path": attempt.path,
+            "baton.outcome": attempt.outcome,
+            "baton.workers": attempt.workers,
+            "baton.is_move": attempt.is_move,
+            "baton.placement.reason": reason,
+        }
+        span.event("baton.attempt", self.clock.now_s(), facts)
 
     def deliver(self, delta: TokenDelta) -> None:
         """Emit new tokens.

@@ -134,6 +134,8 @@ class GenerationService:
             made = await self._made(all_params, tier)
             # After tokenizing, which says what they cost, and before any other work.
             charge = await self.charging.charge(all_params, made, is_resumable=is_resumable)
+        if charge is not None:
+            made = [replace(one, charged_tokens=charge.num_tokens) for one in made]
         return made, charge
 
     async def _made(self, all_params: Sequence[RequestParams], tier: str) -> list[GenerateRequest]:

@@ -37,6 +37,9 @@ def trace_attempt(tracing: Tracing, attempt: Attempt, now_s: float) -> None:
             names = ("kv.wait", "kv.receive", "decode.generate")
     attributes: Attributes = {
         "baton.epoch": attempt.epoch,
+        "baton.tier": attempt.submit.request.tier,
+        "baton.preemptions": sum(one.num_preemptions for one in attempt.sequences),
+        "baton.parkings": sum(one.num_parkings for one in attempt.sequences),
         "baton.cached_tokens": t.cached_tokens,
         "baton.kv_bytes": t.kv_bytes,
         "baton.kv_blocks": t.kv_blocks,

@@ -8,9 +8,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+from dataclasses import asdict
 from typing import Any
 
 import ray
+from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from cluster.members import PushedMembership, from_json, to_json
@@ -23,9 +25,12 @@ from core import logs
 from core.config import BatonConfig
 from core.session import Role, WorkerDescriptor
 from engine.ranks.rank_group import launch_child
+from router.observe.routers import RouterEntry
 
 FOLLOW_S = 0.5
 """After so long at most a router knows of a new worker."""
+FOLLOW_ROUTERS_S = 5.0
+"""The same of a new router, whom only monitoring looks for; each of n asks n of them."""
 DESCRIBE_TIMEOUT_S = 2.0
 log = logging.getLogger(__name__)
 
@@ -74,9 +79,13 @@ class RouterReplica:
         logs.configure("router", config.log.format, config.log.level)
         self._membership = PushedMembership()
         self._desired = num_workers(config)
-        self._router = RunningRouter(config, self._membership)
+        node_host = str(ray.util.get_node_ip_address())
+        self._router = RunningRouter(config, self._membership, node_host)
         await self._router.start()
-        self._task = asyncio.get_running_loop().create_task(self._follow(pools))
+        loop = asyncio.get_running_loop()
+        self._tasks = [loop.create_task(self._follow(pools))]
+        if config.router.replicas > 1:
+            self._tasks.append(loop.create_task(self._follow_routers()))
 
     async def _follow(self, pools: tuple[DeploymentHandle, ...]) -> None:
         """Ask every replica of every pool who it is, twice a second."""
@@ -94,6 +103,24 @@ class RouterReplica:
             self._membership.update(members, is_starting=len(members) < self._desired)
             await asyncio.sleep(FOLLOW_S)
 
+    async def _follow_routers(self) -> None:
+        """Ask every router where it listens: Prometheus and `baton status` ask any of them."""
+        context = serve.get_replica_context()
+        routers = serve.get_deployment_handle(context.deployment, context.app_name)
+        while True:
+            try:
+                async with asyncio.timeout(DESCRIBE_TIMEOUT_S):
+                    answers = await routers.broadcast("entry").results_async()
+                entries = [RouterEntry(**answer) for answer in answers]
+                self._router.service.status.routers.update(entries)
+            except Exception as error:  # noqa: BLE001 - Ray raises many kinds
+                log.debug("routers did not answer", extra={"error": str(error)})
+            await asyncio.sleep(FOLLOW_ROUTERS_S)
+
+    async def entry(self) -> dict[str, Any]:
+        """Return where this router listens."""
+        return asdict(self._router.entry)
+
     async def ports(self) -> dict[str, int]:
         """Return the servers' ports."""
         return {"http": self._router.http_port, "grpc": self._router.grpc_port, "pid": os.getpid()}
@@ -104,13 +131,15 @@ class RouterReplica:
 
     async def drain(self) -> None:
         """Refuse new requests, and let running ones finish."""
-        self._task.cancel()
+        for task in self._tasks:
+            task.cancel()
         await self._router.stop()
 
     def check_health(self) -> None:
-        """Raise if the task that follows the pools has failed."""
-        if self._task.done() and not self._task.cancelled():
-            self._task.result()
+        """Raise if a task that follows the pools or the routers has failed."""
+        for task in self._tasks:
+            if task.done() and not task.cancelled():
+                task.result()
 
 
 class RedisActor:

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from core.config.node import Node, Port, Seconds
+from core.config.node import MAX_PORT, Node, Port, Seconds
 
 Origin = Annotated[str, Field(pattern=r"^(\*|[a-z][a-z0-9+.-]*://[^/\s*]+)$")]
 
@@ -22,6 +22,11 @@ class RouterConfig(Node):
     host: str = Field("127.0.0.1", description="address that the HTTP and gRPC servers bind")
     http_port: Port = Field(8000, description="port of the HTTP server; 0: any free one")
     grpc_port: Port = Field(9000, description="port of the gRPC server; 0: any free one")
+    metrics_port: Port = Field(
+        0,
+        description="port where one router shows its own metrics: the first free one of "
+        "router.replicas ports from here; 0: any free one",
+    )
     cors_origins: tuple[Origin, ...] = Field(
         (), description="whose pages may call the HTTP server from a browser; *: anybody's"
     )
@@ -93,6 +98,35 @@ class RouterConfig(Node):
         "`baton explain request`",
     )
     log_requests: bool = Field(default=True, description="an event for each request and refusal")
+
+
+def check_ports(router: RouterConfig) -> None:
+    """Refuse servers that would be in each other's way.
+
+    Raises:
+        ValueError: Names the settings and what would fit.
+    """
+    # 0 is any free port, and so are two of them.
+    if router.http_port and router.http_port == router.grpc_port:
+        raise ValueError(
+            f"router.http_port and router.grpc_port are both {router.http_port}; "
+            "make them different"
+        )
+    if not router.metrics_port:
+        return
+    last = router.metrics_port + router.replicas - 1
+    if last > MAX_PORT:
+        raise ValueError(
+            f"router.metrics_port is {router.metrics_port}, and {router.replicas} routers would "
+            f"need ports up to {last}; make it {MAX_PORT - router.replicas + 1} or less"
+        )
+    for name in ("http_port", "grpc_port"):
+        port = getattr(router, name)
+        if router.metrics_port <= port <= last:
+            raise ValueError(
+                f"router.{name} is {port}, one of the ports from {router.metrics_port} to {last} "
+                "that router.metrics_port and router.replicas give to metrics; move one of them"
+            )
 
 
 class PlacementConfig(Node):

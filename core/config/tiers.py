@@ -16,7 +16,8 @@ from pydantic import Field
 from core.config.node import Node, Seconds
 from core.config.pools import ModelConfig
 from core.config.router import RouterConfig
-from core.types import CANARY_TIER, DEFAULT_TIER, Prices
+from core.prices import Prices
+from core.types import CANARY_TIER, DEFAULT_TIER
 
 MAX_TIERS = 16
 """Each is a label of several metrics."""

@@ -16,11 +16,12 @@ from core.addresses import is_loopback
 from core.config.node import Node
 from core.config.pools import ModelConfig, PoolsConfig
 from core.config.prefix_cache import PrefixCacheConfig
-from core.config.router import PlacementConfig, RouterConfig
+from core.config.router import PlacementConfig, RouterConfig, check_ports
 from core.config.security import SecurityConfig, check_key
 from core.config.services import LogConfig, RedisConfig, TracingConfig
 from core.config.tiers import TierConfig, check_tiers, default_tiers, with_built_in
 from core.config.transfer import TransferConfig
+from core.tenant_classes import check_tenant_classes
 
 
 class BatonConfig(Node):
@@ -39,6 +40,11 @@ class BatonConfig(Node):
         description="classes of requests by name; interactive, standard and batch are always there",
     )
     default_tier: str = Field("standard", description="tier of a key that has none of its own")
+    tenant_classes: tuple[str, ...] = Field(
+        (),
+        description="classes that keys may name (`baton keys add --class`), by which some metrics "
+        "and traces sum tenants up; default is always there",
+    )
     transfer: TransferConfig = Field(default_factory=TransferConfig, description="KV hand-over")
     prefix_cache: PrefixCacheConfig = Field(
         default_factory=PrefixCacheConfig, description="blocks kept below the KV pools"
@@ -65,6 +71,7 @@ class BatonConfig(Node):
     @model_validator(mode="after")
     def _tiers_fit(self) -> BatonConfig:
         check_tiers(self.tiers, self.default_tier, self.router, self.model)
+        check_tenant_classes(self.tenant_classes)
         return self
 
     @model_validator(mode="after")
@@ -75,12 +82,7 @@ class BatonConfig(Node):
                 f"router.host is {self.router.host}, which others can reach, and "
                 "security.api_keys is empty; make keys with `baton keys add`, or bind 127.0.0.1"
             )
-        # 0 is any free port, and so are two of them.
-        if self.router.http_port and self.router.http_port == self.router.grpc_port:
-            raise ValueError(
-                f"router.http_port and router.grpc_port are both {self.router.http_port}; "
-                "make them different"
-            )
+        check_ports(self.router)
         if bool(security.door_certificate) != bool(security.door_key):
             raise ValueError(
                 "security.door_certificate and security.door_key go together; set both or none"

@@ -333,6 +333,7 @@ class BlockSupply:
             handover.is_read = False
             self._events.add(Preempted(sequence, tuple(pins)))
         self.num_preemptions += 1
+        sequence.num_preemptions += 1
         self._sequences.remove(sequence)
         # Computed again instead of swapped out (PagedAttention has both): what is cached still is.
         self._sequences.release(sequence)

@@ -227,6 +227,7 @@ class Scheduler:
         # As above: credit decides where it stands.
         if is_waiting:
             self.waiting.remove(sequence)
+        sequence.num_parkings += sequence.is_out_of_credit
         sequence.credit = max(sequence.credit, limit)
         if is_waiting:
             self.waiting.add(sequence)

@@ -105,6 +105,9 @@ class Sequence:
     """Identity of what comes before each block, as far as it is known: the root first."""
     started_at: float | None = None
     prompt_done_at: float | None = None
+    num_preemptions: int = 0
+    num_parkings: int = 0
+    """Times it was out of credit: its client did not read."""
     run_alone: bool = False
     """Nobody else may be in its steps: it is suspected of ending ranks."""
     prompt_logprobs: list[Logprob] = field(default_factory=list)

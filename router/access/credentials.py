@@ -24,14 +24,17 @@ from pathlib import Path
 
 from core import events
 from core.errors import ConfigError, Unauthenticated
+from core.tenant_classes import DEFAULT_CLASS, TenantClasses
 from router.access.identities import ANYBODY, Identity, KeyRole
 from router.access.key_file import (
     SIZE,
     KeyLine,
     Stamp,
     check_names,
+    checked_class,
     read_keys,
     stamp_of,
+    unknown_classes,
     unknown_tiers,
 )
 from router.tiers import Tiers
@@ -56,8 +59,9 @@ class Keyring:
         now_s: Callable[[], float],
         wall_s: Callable[[], float] = time.time,  # noqa: TID251 - keys expire on a date
         tiers: Tiers | None = None,
+        classes: TenantClasses | None = None,
     ) -> None:
-        """Read the file, if there is one; `tiers` are those of the config.
+        """Read the file, if there is one; `tiers` and `classes` are those of the config.
 
         Raises:
             ConfigError: It cannot be read, or every user may write to it.
@@ -66,6 +70,7 @@ class Keyring:
         self._now_s = now_s
         self._wall_s = wall_s
         self._tiers = tiers or Tiers()
+        self._classes = classes or TenantClasses()
         self._keys: dict[str, KeyLine] = {}
         self._num_faults = 0
         self._stamp: Stamp = ()
@@ -102,8 +107,14 @@ class Keyring:
         is_right = is_right and entry.expires_at > self._wall_s()
         if not is_right or entry is _DUMMY:
             raise Unauthenticated("no valid API key; send `Authorization: Bearer <key>`")
-        # A tier says when a request is served, not whether: a key keeps opening without its own.
-        return replace(entry.identity, tier=self._tiers.of_key(entry.identity.tier))
+        who = entry.identity
+        # A tier says when a request is served, and a class as whose it counts, not whether: a key
+        # keeps opening without its own.
+        return replace(
+            who,
+            tier=self._tiers.of_key(who.tier),
+            tenant_class=self._classes.of_key(who.tenant_class),
+        )
 
     def watch(self) -> None:
         """Follow the file until `close`, even while nobody calls."""
@@ -183,6 +194,10 @@ class Keyring:
         unknown = unknown_tiers(keys.values(), self._tiers.by_name)
         for tier, num_keys in list(unknown.items())[:MAX_LOGGED_FAULTS]:
             events.KEY_TIER_UNKNOWN.log(tier=tier, keys=num_keys, served_as=self._tiers.default)
+        for name, num_keys in list(unknown_classes(keys.values(), self._classes).items())[
+            :MAX_LOGGED_FAULTS
+        ]:
+            events.KEY_CLASS_UNKNOWN.log(tenant_class=name, keys=num_keys)
         for fault in faults[:MAX_LOGGED_FAULTS]:
             events.KEY_LINE_REFUSED.log(reason=fault)
         if len(faults) > MAX_LOGGED_FAULTS:
@@ -214,7 +229,11 @@ def _digest(salt: bytes, secret: str) -> bytes:
 
 
 def new_key(
-    tenant: str, tier: str, role: KeyRole = KeyRole.TENANT, expires_at: float = math.inf
+    tenant: str,
+    tier: str,
+    role: KeyRole = KeyRole.TENANT,
+    expires_at: float = math.inf,
+    tenant_class: str = DEFAULT_CLASS,
 ) -> tuple[str, str]:
     """Make a key; `expires_at` is in Unix seconds.
 
@@ -222,12 +241,13 @@ def new_key(
         The key, to be shown once, and its line for the file.
 
     Raises:
-        ConfigError: `tenant` or `tier` is no valid name.
+        ConfigError: `tenant`, `tier` or `tenant_class` is no valid name.
     """
     check_names(tenant, tier)
+    checked_class(tenant_class)
     name = secrets.token_hex(4)
     secret = secrets.token_hex(16)
     salt = secrets.token_bytes(16)
-    identity = Identity(tenant, tier, role, name)
+    identity = Identity(tenant, tier, role, name, tenant_class)
     line = KeyLine(name, salt, _digest(salt, secret), identity, expires_at)
     return f"bt-{name}-{secret}", line.text()

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from core.errors import PermissionDenied
+from core.tenant_classes import DEFAULT_CLASS
 from core.types import DEFAULT_TIER
 
 
@@ -50,6 +51,8 @@ class Identity:
     role: KeyRole = KeyRole.TENANT
     key: str = field(default="", compare=False)
     """Name of the API key, which is no secret; empty where there are no keys."""
+    tenant_class: str = DEFAULT_CLASS
+    """As what it counts in metrics and traces."""
 
     def has(self, right: Right) -> bool:
         """True if a key of this role may do it."""

@@ -4,7 +4,8 @@ Owns the format, the checks of the file itself and its replacement as a whole. D
 or requests.
 
 A line is `name salt hash tenant tier`, then `role=metrics` or `role=admin` if the key is no
-tenant's, and `expires=2027-01-31T00:00:00Z` if it expires. `#` begins a comment. A line that cannot
+tenant's, `class=gold` if its tenant counts as one of `tenant_classes`, and
+`expires=2027-01-31T00:00:00Z` if it expires. `#` begins a comment. A line that cannot
 be parsed opens nothing and affects no other line. The same goes for a last line without a newline:
 it may be cut off, and have lost its role or expiry.
 """
@@ -26,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import ConfigError
+from core.tenant_classes import DEFAULT_CLASS, TenantClasses, is_class_name
 from core.types import CANARY_TIER, DEFAULT_TIER
 from router.access.identities import Identity, KeyRole
 
@@ -34,7 +36,7 @@ MAX_FILE_BYTES = 32 << 20
 DIGEST_BYTES = 32
 _KEY_NAME = re.compile(r"[0-9a-f]{8}")
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
-_FORMAT = "`name salt hash tenant tier [role=...] [expires=...]`"
+_FORMAT = "`name salt hash tenant tier [role=...] [class=...] [expires=...]`"
 _CUT_OFF = " [cut off]"
 _ANY_BYTES: dict[str, Any] = {"encoding": "utf-8", "errors": "surrogateescape"}
 Stamp = tuple[int, ...]
@@ -59,6 +61,8 @@ class KeyLine:
         parts = [self.name, self.salt.hex(), self.digest.hex(), who.tenant, who.tier]
         if who.role is not KeyRole.TENANT:
             parts.append(f"role={who.role.value}")
+        if who.tenant_class != DEFAULT_CLASS:
+            parts.append(f"class={who.tenant_class}")
         if self.expires_at < math.inf:
             parts.append(f"expires={utc_text(self.expires_at)}")
         return " ".join(parts)
@@ -84,6 +88,20 @@ def check_names(tenant: str, tier: str) -> None:
             )
     if tier == CANARY_TIER:
         raise ConfigError(f"tier {tier} is the router's own; choose another")
+
+
+def checked_class(name: str) -> str:
+    """Return the name of a tenant class.
+
+    Raises:
+        ConfigError: No class can be called this.
+    """
+    if not is_class_name(name):
+        raise ConfigError(
+            f"class is {name[:64]!r}; use 1 to 32 lower-case letters, digits, dashes or "
+            "underscores, a letter first"
+        )
+    return name
 
 
 def _lines_of(text: str) -> list[str]:
@@ -113,12 +131,15 @@ def parse_line(line: str) -> KeyLine:
     name, salt, digest, tenant, tier = fields[:5]
     check_names(tenant, tier)
     role = KeyRole.TENANT
+    tenant_class = DEFAULT_CLASS
     expires_at = math.inf
     try:
         for field in fields[5:]:
             what, _, value = field.partition("=")
             if what == "role":
                 role = KeyRole(value)
+            elif what == "class":
+                tenant_class = checked_class(value)
             elif what == "expires":
                 expires_at = read_time(value)
             else:
@@ -127,7 +148,7 @@ def parse_line(line: str) -> KeyLine:
             name,
             bytes.fromhex(salt),
             bytes.fromhex(digest),
-            Identity(tenant, tier, role, name),
+            Identity(tenant, tier, role, name, tenant_class),
             expires_at,
         )
     except ValueError as error:
@@ -221,7 +242,13 @@ def unknown_tiers(keys: Collection[KeyLine], tiers: Collection[str]) -> dict[str
     return {tier: n for tier, n in named.items() if tier not in tiers and tier != DEFAULT_TIER}
 
 
-def check_keys(path: str, tiers: Collection[str]) -> None:
+def unknown_classes(keys: Collection[KeyLine], classes: TenantClasses) -> dict[str, int]:
+    """Count the keys of each class that the config does not list."""
+    named = Counter(key.identity.tenant_class for key in keys)
+    return {name: num for name, num in named.items() if name not in classes.names}
+
+
+def check_keys(path: str, tiers: Collection[str], classes: TenantClasses) -> None:
     """Refuse a file with any fault, before anything is started.
 
     Raises:
@@ -233,6 +260,12 @@ def check_keys(path: str, tiers: Collection[str]) -> None:
             f"security.api_keys: {num_keys} keys are of tier {tier}, and tiers has "
             f"{', '.join(tiers)}; add it there, or make them anew with `baton keys add --tier`"
             for tier, num_keys in unknown_tiers(keys.values(), tiers).items()
+        ]
+        faults += [
+            f"security.api_keys: {num_keys} keys are of class {name}, and tenant_classes has "
+            f"{', '.join(classes.names[1:]) or 'none'}; list it there, or make them anew with "
+            "`baton keys add --class`"
+            for name, num_keys in unknown_classes(keys.values(), classes).items()
         ]
         if faults:
             more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""

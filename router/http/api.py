@@ -10,7 +10,7 @@ from importlib.metadata import version
 from typing import Any, TypeVar
 
 from fastapi import Request
-from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel
 
 from core.errors import InvalidRequest, ModelNotFound, RequestNotFound
@@ -43,7 +43,6 @@ from router.http.headers import (
     EVENT_IDS_HEADER,
     IGNORED_HEADER,
     LAST_EVENT_HEADER,
-    NUM_ROUTERS_HEADER,
     ROUTER_HEADER,
     TIMING_HEADER,
     correlation_of,
@@ -51,6 +50,7 @@ from router.http.headers import (
     trace_of,
 )
 from router.http.json_pieces import UTF8, dumps
+from router.http.metrics_api import MetricsApi, reached_at
 from router.http.other_fields import ignored_fields
 from router.http.replies import Reply
 from router.http.sse import (
@@ -101,12 +101,12 @@ def _asked_by(request: Request, all_params: list[RequestParams]) -> list[Request
     ]
 
 
-class HttpApi:
+class HttpApi(MetricsApi):
     """The endpoints over one service."""
 
     def __init__(self, service: GenerationService, created: int, bodies: BodyReader) -> None:
         """Serve `service`; `created` is for OpenAI's field of that name (Unix seconds)."""
-        self.service = service
+        super().__init__(service)
         self.created = created
         self.config = service.config
         self._bodies = bodies
@@ -274,10 +274,6 @@ class HttpApi:
             )
         return self.card()
 
-    async def health(self) -> Response:
-        """`GET /health`: the process is alive."""
-        return Response(status_code=200)
-
     async def ready(self) -> JSONResponse:
         """`GET /ready`: whether a request gets through."""
         call = calls.current()
@@ -288,23 +284,19 @@ class HttpApi:
 
     async def load(self) -> JSONResponse:
         """`GET /load`: requests here and in each pool."""
-        return JSONResponse(self.service.status.load(), headers=self._own_name())
-
-    async def metrics(self) -> PlainTextResponse:
-        """`GET /metrics`: every metric, as Prometheus reads them."""
-        return PlainTextResponse(
-            self.service.telemetry.text(),
-            media_type="text/plain; version=0.0.4",
-            headers=self._own_name(),
-        )
+        return JSONResponse(self.service.status.load(), headers=self.own_name())
 
     async def show_version(self) -> dict[str, str]:
         """`GET /version`: the version of Baton."""
         return {"version": version("baton-serve")}
 
-    async def replicas(self) -> dict[str, Any]:
-        """`GET /replicas`: every worker that this router knows."""
-        return {"replicas": self.service.status.replicas()}
+    async def replicas(self, request: Request) -> dict[str, Any]:
+        """`GET /replicas`: every worker and every router that this router knows."""
+        status = self.service.status
+        return {
+            "replicas": status.replicas(),
+            "routers": status.routers.shown(reached_at(request)),
+        }
 
     async def prefix_index(self) -> dict[str, Any]:
         """`GET /prefix-index`: how much this router knows of the workers' cached blocks."""
@@ -348,16 +340,8 @@ class HttpApi:
             reply = JSONResponse(found)
         except RequestNotFound as error:
             reply = error_response(error, correlation_of(request))
-        reply.headers.update(self._own_name())
+        reply.headers.update(self.own_name())
         return reply
-
-    def _own_name(self) -> dict[str, str]:
-        """Return the headers that tell this router from others behind one address."""
-        explanations = self.service.explanations
-        return {
-            ROUTER_HEADER: explanations.router_id,
-            NUM_ROUTERS_HEADER: str(explanations.num_routers),
-        }
 
     async def kv_routes(self) -> dict[str, Any]:
         """`GET /links`: how KV travels between workers."""

@@ -37,6 +37,7 @@ from router.http.direct_routes import DirectRoutes
 from router.http.early_refusal import CHAT_PATH, COMPLETIONS_PATH, REQUEST_PATHS, EarlyRefusal
 from router.http.errors import REQUEST_ID_HEADER, error_response, plain_error
 from router.http.headers import IGNORED_HEADER, ROUTER_HEADER, correlation_of
+from router.http.metrics_api import MetricsApi
 from router.quota_headers import HEADERS as QUOTA_HEADERS
 from router.refusals import METHOD_NOT_ALLOWED, UNSUPPORTED_ENDPOINT
 from router.service import GenerationService
@@ -71,21 +72,26 @@ POSTS: tuple[tuple[str, Method, tuple[type[BaseModel], ...], Right], ...] = (
     ("/links", HttpApi.measure_kv_routes, (MeasureBody,), Right.OPERATE),
 )
 """Path, endpoint, the bodies it takes, and what its caller needs."""
+METRICS_READERS: tuple[tuple[str, Method, Right | None], ...] = (
+    ("/health", MetricsApi.health, None),
+    ("/ping", MetricsApi.health, None),
+    ("/metrics", MetricsApi.metrics, Right.OBSERVE),
+    ("/metrics/targets", MetricsApi.metrics_targets, Right.OBSERVE),
+)
+"""Paths that GET and HEAD read on a router's own port for metrics, too."""
 READERS: tuple[tuple[str, Method, Right | None], ...] = (
-    ("/health", HttpApi.health, None),
-    ("/ping", HttpApi.health, None),
+    *METRICS_READERS,
     ("/v1/models", HttpApi.models, Right.ANY_KEY),
     ("/v1/models/{model_id:path}", HttpApi.model, Right.ANY_KEY),
     ("/ready", HttpApi.ready, Right.ANY_KEY),
     ("/version", HttpApi.show_version, Right.ANY_KEY),
     ("/load", HttpApi.load, Right.OBSERVE),
-    ("/metrics", HttpApi.metrics, Right.OBSERVE),
     ("/replicas", HttpApi.replicas, Right.OBSERVE),
     ("/explain/{request_id:path}", HttpApi.explain, Right.ANY_KEY),
     ("/links", HttpApi.kv_routes, Right.OBSERVE),
     ("/prefix-index", HttpApi.prefix_index, Right.OBSERVE),
 )
-"""Paths that GET and HEAD read."""
+"""Paths that GET and HEAD read on the shared port."""
 
 
 def _schema(*kinds: type[BaseModel]) -> dict[str, Any]:
@@ -164,16 +170,38 @@ def make_app(
             response_model=None,
             dependencies=[Depends(needs(right))],
         )(getattr(api, method.__name__))
-    for path, method, needed in READERS:
-        rights = [Depends(needs(needed))] if needed else []
-        reader = getattr(api, method.__name__)
-        app.get(path, response_model=None, dependencies=rights)(reader)
-        app.head(path, response_model=None, include_in_schema=False, dependencies=rights)(reader)
+    _add_readers(app, api, READERS)
     direct = [r for r in app.routes if isinstance(r, APIRoute) and r.path in REQUEST_PATHS]
     # The last one that is added stands outermost: the guard is before the early refusal, and that
     # before the endpoints.
     app.add_middleware(DirectRoutes, routes=direct)
     app.add_middleware(EarlyRefusal, arrive=service.arrive)
+    _guard(app, service)
+    if service.config.cors_origins:
+        _allow_origins(app, service.config.cors_origins)
+    return app
+
+
+def make_metrics_app(service: GenerationService) -> FastAPI:
+    """Build the application of a router's own port: its metrics, for the same keys, and no more."""
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    _add_error_pages(app)
+    _add_readers(app, MetricsApi(service), METRICS_READERS)
+    _guard(app, service)
+    return app
+
+
+def _add_readers(
+    app: FastAPI, api: MetricsApi, readers: Sequence[tuple[str, Method, Right | None]]
+) -> None:
+    for path, method, needed in readers:
+        rights = [Depends(needs(needed))] if needed else []
+        reader = getattr(api, method.__name__)
+        app.get(path, response_model=None, dependencies=rights)(reader)
+        app.head(path, response_model=None, include_in_schema=False, dependencies=rights)(reader)
+
+
+def _guard(app: FastAPI, service: GenerationService) -> None:
     app.add_middleware(
         HttpGuard,
         keyring=service.keyring,
@@ -181,9 +209,6 @@ def make_app(
         on_ended=service.recorder.call_ended,
         read_quota=service.charging.headers,
     )
-    if service.config.cors_origins:
-        _allow_origins(app, service.config.cors_origins)
-    return app
 
 
 def _allow_origins(app: FastAPI, origins: Sequence[str]) -> None:

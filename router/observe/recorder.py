@@ -52,7 +52,7 @@ class Recorder(RequestObserver):
     def request_refused(self, request: GenerateRequest, error: ServingError) -> None:
         """Note a request that never began to run."""
         call = calls.current()
-        self._telemetry.request_refused(request.tier, error, call.server if call else "")
+        self._telemetry.request_refused(request, error, call.server if call else "")
         self._shedding_log.note(error.code)
         if self._log is not None:
             self._log.request_refused(request, error, call)

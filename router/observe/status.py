@@ -15,6 +15,7 @@ from core.session import Role, RouteReport, WorkerDescriptor
 from core.timeline import rounded_ms
 from router.admission import Admission
 from router.observe.readiness import PROBLEMS, ClusterView, Proof, num_usable, pools_of, state_of
+from router.observe.routers import RouterList
 from router.workers.view import SessionState, WorkerView
 
 
@@ -43,6 +44,7 @@ class ClusterStatus:
         proof: Proof,
         configured: Mapping[Role, int],
         read_store_state: Callable[[], str],
+        routers: RouterList | None = None,
     ) -> None:
         """Show what the others know.
 
@@ -53,8 +55,10 @@ class ClusterStatus:
             proof: Decides whether the router is ready.
             configured: Workers that each pool should have.
             read_store_state: Whether the store answers; "off" without one.
+            routers: Those that this one knows; None: itself alone.
         """
         self.proof = proof
+        self.routers = routers or RouterList()
         self._model_name = model_name
         self._workers = workers
         self._admission = admission

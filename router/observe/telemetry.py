@@ -17,17 +17,21 @@ from prometheus_client import CollectorRegistry, generate_latest
 from core import metrics
 from core.config import TierConfig, default_tiers
 from core.config.transfer import TRANSPORTS
-from core.errors import ServingError, Unauthenticated, all_errors
+from core.errors import RateLimited, ServingError, Unauthenticated, all_errors
 from core.session import FetchOutcome
+from core.tenant_classes import DEFAULT_CLASS, NO_CLASS, TenantClasses
 from core.timeline import Timeline
-from core.types import Path, RequestEnded, RequestTiming, Usage
+from core.types import GenerateRequest, Path, RequestEnded, RequestTiming, Usage
 from router.calls import ADDRESS_CLASSES, Call, outcome_of
 from router.observe import attainment
 from router.observe.gap_histogram import GapHistogram
 from router.prefix_outcome import HIT_TIERS, STALE_CAUSES, PromptOutcome, TokenOutcome
-from router.refusals import CODES, OTHER
+from router.refusals import CODES, OTHER, OVERLOAD_CODES
 from router.request_state import RequestState
 
+SERVERS = ("http", "grpc")
+SHORTAGE_CODES = OVERLOAD_CODES | {RateLimited.code}
+"""Of refusals that show every tenant class from the start: there was no room, or no quota left."""
 FETCH_OUTCOMES = tuple(outcome.value for outcome in FetchOutcome)
 Labelled = Callable[[], Mapping[tuple[str, ...], float]]
 """Reads a gauge: its number by the values of its labels, in their order."""
@@ -42,14 +46,17 @@ class Telemetry:
         self,
         gauges: Mapping[metrics.Metric, ReadGauge],
         tiers: Mapping[str, TierConfig] | None = None,
+        classes: TenantClasses | None = None,
     ) -> None:
         """Make every instrument, and show every label at zero.
 
         Args:
             gauges: How each gauge is read.
             tiers: Every tier by its name; None: those that every cluster has.
+            classes: As what tenants count; None: all as one.
         """
         self._tiers = default_tiers() if tiers is None else tiers
+        self._classes = classes or TenantClasses()
         self._registry = CollectorRegistry()
         reader = PrometheusMetricReader(
             # Both would be series of constants, and a label on every other.
@@ -87,15 +94,16 @@ class Telemetry:
     def _show_zeros(self) -> None:
         """Begin every label of every counter: before its first increase it would have no rate."""
         self._show_zeros_of_tiers()
-        for outcome in metrics.OUTCOMES:
-            self._counters[metrics.REQUESTS].add(0, {"outcome": outcome})
+        self._show_zeros_of_classes()
         for code in sorted({error.code for error in all_errors() if error.is_retryable}):
             self._counters[metrics.RETRIES].add(0, {"reason": code})
         for path in Path:
             self._counters[metrics.ATTEMPTS].add(0, {"path": path.value})
-        for server in ("http", "grpc"):
+        for server in SERVERS:
             for code in sorted(CODES):
-                self._counters[metrics.REFUSALS].add(0, {"server": server, "code": code})
+                self._counters[metrics.REFUSALS].add(
+                    0, {"server": server, "code": code, "tenant_class": DEFAULT_CLASS}
+                )
             for code in sorted({error.code for error in all_errors()}):
                 self._counters[metrics.ERRORS].add(0, {"server": server, "code": code})
         for client in ADDRESS_CLASSES:
@@ -113,36 +121,48 @@ class Telemetry:
         for metric in (metrics.KV_BYTES, metrics.FRAGMENTS_RESENT, metrics.QUOTA_LOCAL_DECISIONS):
             self._counters[metric].add(0)
 
+    def _show_zeros_of_classes(self) -> None:
+        for tenant_class in self._classes.names:
+            labels = {"tenant_class": tenant_class}
+            for outcome in metrics.OUTCOMES:
+                self._counters[metrics.REQUESTS].add(0, {"outcome": outcome, **labels})
+            # The other codes, times servers and classes, would be thousands of series.
+            for server in SERVERS:
+                for code in sorted(SHORTAGE_CODES):
+                    self._counters[metrics.REFUSALS].add(
+                        0, {"server": server, "code": code, **labels}
+                    )
+
     def _show_zeros_of_tiers(self) -> None:
         for tier in self._tiers:
-            for result in attainment.RESULTS:
-                self._counters[metrics.SLO_REQUESTS].add(0, {"tier": tier, "result": result})
-            for metric in (
-                metrics.PROMPT_TOKENS,
-                metrics.OUTPUT_TOKENS,
-                metrics.CACHED_TOKENS,
-                metrics.COST,
-            ):
-                self._counters[metric].add(0, {"tier": tier})
+            self._counters[metrics.CACHED_TOKENS].add(0, {"tier": tier})
+            for tenant_class in self._classes.names:
+                labels = {"tier": tier, "tenant_class": tenant_class}
+                for result in attainment.RESULTS:
+                    self._counters[metrics.SLO_REQUESTS].add(0, {"result": result, **labels})
+                for metric in (metrics.PROMPT_TOKENS, metrics.OUTPUT_TOKENS, metrics.COST):
+                    self._counters[metric].add(0, labels)
 
     def request_ended(self, run: RequestState, ended: RequestEnded, server: str = "") -> None:
         """Record a request that ran."""
-        self._counters[metrics.REQUESTS].add(1, {"outcome": outcome_of(ended.error)})
+        tier = run.request.tier
+        tenant_class = self._classes.of_key(run.request.tenant_class)
+        outcome = outcome_of(ended.error)
+        self._counters[metrics.REQUESTS].add(1, {"outcome": outcome, "tenant_class": tenant_class})
         if ended.error is not None:
             self._counters[metrics.ERRORS].add(1, {"server": server, "code": ended.error.code})
-        tier = run.request.tier
         result = attainment.result_of(self._tiers[tier], run.timeline, ended.error)
-        self._count_result(tier, result)
-        self._count_tokens(tier, ended.usage)
+        self._count_result(tier, tenant_class, result)
+        self._count_tokens(tier, tenant_class, ended.usage)
         self._count_transfers(ended.timing)
         self._note_times(tier, run.timeline, ended.timing)
         self._note_placement(ended.timing)
 
-    def _count_tokens(self, tier: str, usage: Usage) -> None:
-        labels = {"tier": tier}
+    def _count_tokens(self, tier: str, tenant_class: str, usage: Usage) -> None:
+        labels = {"tier": tier, "tenant_class": tenant_class}
         self._counters[metrics.PROMPT_TOKENS].add(usage.prompt_tokens, labels)
         self._counters[metrics.OUTPUT_TOKENS].add(usage.completion_tokens, labels)
-        self._counters[metrics.CACHED_TOKENS].add(usage.cached_tokens, labels)
+        self._counters[metrics.CACHED_TOKENS].add(usage.cached_tokens, {"tier": tier})
         if usage.cost is not None:
             self._counters[metrics.COST].add(usage.cost, labels)
 
@@ -194,28 +214,40 @@ class Telemetry:
 
     def call_refused(self, call: Call) -> None:
         """Record a call that ended before it had a request."""
+        tenant_class = self._class_of(call)
         if call.outcome:
-            self._counters[metrics.REQUESTS].add(1, {"outcome": call.outcome})
-        self._count_refusal(call.server, call.code)
-        self._count_result(call.tier, attainment.result_of_call(call))
+            labels = {"outcome": call.outcome, "tenant_class": tenant_class}
+            self._counters[metrics.REQUESTS].add(1, labels)
+        self._count_refusal(call.server, call.code, tenant_class)
+        self._count_result(call.tier, tenant_class, attainment.result_of_call(call))
         if call.code == Unauthenticated.code:
             self._counters[metrics.BAD_KEYS].add(1, {"client": call.client})
 
-    def request_refused(self, tier: str, error: ServingError, server: str = "") -> None:
-        """Record a request that ended before it ran."""
-        self._counters[metrics.REQUESTS].add(1, {"outcome": outcome_of(error)})
-        self._count_refusal(server, error.code)
-        self._count_result(tier, attainment.result_of_refusal(error))
+    def _class_of(self, call: Call) -> str:
+        named = call.identity.tenant_class
+        return named if named == NO_CLASS else self._classes.of_key(named)
 
-    def _count_refusal(self, server: str, code: str) -> None:
+    def request_refused(
+        self, request: GenerateRequest, error: ServingError, server: str = ""
+    ) -> None:
+        """Record a request that ended before it ran."""
+        tenant_class = self._classes.of_key(request.tenant_class)
+        labels = {"outcome": outcome_of(error), "tenant_class": tenant_class}
+        self._counters[metrics.REQUESTS].add(1, labels)
+        self._count_refusal(server, error.code, tenant_class)
+        self._count_result(request.tier, tenant_class, attainment.result_of_refusal(error))
+
+    def _count_refusal(self, server: str, code: str, tenant_class: str) -> None:
         # Labels are a closed set: what is not in it must not become a series of its own.
         label = code if code in CODES else OTHER.code
-        self._counters[metrics.REFUSALS].add(1, {"server": server, "code": label})
+        labels = {"server": server, "code": label, "tenant_class": tenant_class}
+        self._counters[metrics.REFUSALS].add(1, labels)
 
-    def _count_result(self, tier: str, result: str) -> None:
+    def _count_result(self, tier: str, tenant_class: str, result: str) -> None:
         # A call without a key has no tier.
         if result and tier in self._tiers:
-            self._counters[metrics.SLO_REQUESTS].add(1, {"tier": tier, "result": result})
+            labels = {"tier": tier, "result": result, "tenant_class": tenant_class}
+            self._counters[metrics.SLO_REQUESTS].add(1, labels)
 
     def quota_decided_locally(self) -> None:
         """Record a decision on a quota without the store."""

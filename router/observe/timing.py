@@ -1,13 +1,11 @@
 """Where an ended request's time went: the phases that add up to its TTFT and its end-to-end time.
 
-Owns the arithmetic and the attributes of the request's span. Does not know how a request is served.
+Owns the arithmetic. Does not know how a request is served.
 """
 
 from __future__ import annotations
 
-import json
-
-from core.types import RequestEnded, RequestTiming
+from core.types import RequestTiming
 from router.observe.why import why_of
 from router.regret import regret_of
 from router.request_state import RequestState
@@ -65,37 +63,3 @@ def timing_of(run: RequestState) -> RequestTiming:
         placement_error_s=regret.error_s if regret else None,
         placement_regret_s=regret.regret_s if regret else None,
     )
-
-
-def end_span(run: RequestState, ended: RequestEnded) -> None:
-    """End the request's span, with attributes by OpenTelemetry's semantic conventions."""
-    if run.span is None or run.timeline.ended_at is None:
-        return
-    request = run.request
-    usage = ended.usage
-    timing = ended.timing
-    attributes: dict[str, str | int | float | bool] = {
-        "gen_ai.operation.name": request.operation,
-        "gen_ai.provider.name": "baton",
-        "gen_ai.request.model": request.model,
-        "gen_ai.response.id": request.request_id,
-        "gen_ai.request.max_tokens": request.sampling.max_tokens,
-        "gen_ai.request.choice.count": request.sampling.n,
-        "gen_ai.usage.input_tokens": usage.prompt_tokens,
-        "gen_ai.usage.output_tokens": usage.completion_tokens,
-        "gen_ai.usage.cache_read.input_tokens": usage.cached_tokens,
-        "baton.path": timing.path,
-        "baton.prefill_worker": timing.prefill_worker,
-        "baton.decode_worker": timing.decode_worker,
-        "baton.kv_bytes": timing.kv_bytes,
-        "baton.attempts": ",".join(timing.attempts),
-        "baton.why": json.dumps(timing.why),
-        **{f"baton.phase.{name}_ms": seconds * 1000 for name, seconds in timing.phases().items()},
-    }
-    for name, seconds in (
-        ("error", timing.placement_error_s),
-        ("regret", timing.placement_regret_s),
-    ):
-        if seconds is not None:
-            attributes[f"baton.placement.{name}_ms"] = seconds * 1000
-    run.span.end(run.timeline.ended_at, attributes, ended.error.code if ended.error else "")

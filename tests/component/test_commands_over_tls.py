@@ -114,6 +114,17 @@ READY = {
 }
 
 
+ROUTER = {
+    "router_id": "router-a",
+    "pid": 7,
+    "host": "10.0.0.1",
+    "http_port": 8000,
+    "grpc_port": 9000,
+    "metrics_port": 9100,
+    "metrics_address": "10.0.0.1:9100",
+}
+
+
 class WebServers:
     """HTTP servers that answer every path with what `answers` holds, or send it `elsewhere`."""
 
@@ -122,7 +133,7 @@ class WebServers:
         counts = {"running": 3, "queued": 41, "refused": 7}
         self.answers = {
             "/ready": dict(READY),
-            "/replicas": {"replicas": []},
+            "/replicas": {"replicas": [], "routers": [ROUTER]},
             "/load": {"tiers": {"batch": counts}},
             "/links": {"links": []},
             "/metrics": "baton_requests_total 4\n",
@@ -228,6 +239,14 @@ def test_status_shows_how_many_of_each_tier_run_wait_and_were_refused(web_server
     assert re.search(r"batch +3 +41 +7 *$", capsys.readouterr().out, re.M)
 
 
+def test_status_shows_where_each_router_listens_and_shows_its_metrics(web_servers, capsys):
+    url = web_servers(is_tls=False)
+    assert status(url) == 0
+    assert re.search(r"router-a +7 +8000 +9000 +10\.0\.0\.1:9100 *$", capsys.readouterr().out, re.M)
+    assert run_status(url, Endpoints(), as_json=True) == 0
+    assert json.loads(capsys.readouterr().out)["routers"] == [ROUTER]
+
+
 def test_top_reaches_a_server_over_tls_with_a_key(web_servers, tls, monkeypatch, capsys):
     monkeypatch.setenv("OPENAI_API_KEY", "bt-x")
     monkeypatch.delenv("SSL_CERT_FILE", raising=False)
@@ -238,6 +257,7 @@ def test_top_reaches_a_server_over_tls_with_a_key(web_servers, tls, monkeypatch,
     found = json.loads(capsys.readouterr().out)
     assert found["state"] == "ready" and found["tiers"]["batch"]["queued"] == 41
     assert found["requests_per_s"] == 0.0
+    assert found["routers"] == [ROUTER]
     # Every question of both looks carries the key.
     assert web_servers.keys == ["Bearer bt-x"] * 10
 

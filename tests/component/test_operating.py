@@ -20,6 +20,7 @@ from core.session import Role
 from router.admission import Admission
 from router.calls import Call
 from router.observe.readiness import PROBLEMS
+from router.observe.routers import RouterEntry
 from router.observe.shedding_log import PERIOD_S, SheddingLog
 from simulation.ports import MemoryStore
 from transport import certificates as certs
@@ -109,7 +110,7 @@ async def test_a_router_that_dies_is_told_of(told, monkeypatch):
     cluster = LocalCluster(BatonConfig())
     process = await asyncio.create_subprocess_exec("sh", "-c", "exit 70")
     cluster._routers[0] = Child(process, -1)
-    cluster.addresses.append((8000, 9000))
+    cluster.routers[0] = RouterEntry("router-a", 1, "127.0.0.1", 8000, 9000, 9100)
     cluster.failed = asyncio.get_running_loop().create_future()
 
     async def start(seat, config):

@@ -1,15 +1,21 @@
 """What `baton up --address` asks before it deploys, and what it takes away again: only its own."""
 
+import asyncio
+from dataclasses import asdict
 from types import SimpleNamespace
 
 import pytest
+from ray.exceptions import RayError
+from ray.serve.context import ReplicaContext
 
 from cluster.ray import app as ray_app
+from cluster.ray import replicas
 from cluster.ray.app import RayCluster
 from cluster.ray.probe import RayEndpoint
 from cluster.secrets import with_read_secrets
 from core.config import load_config
 from core.errors import ConfigError
+from router.observe.routers import RouterEntry, RouterList
 
 CLOSED = RayEndpoint(has_tokens=True, has_tls=False)
 OPEN = RayEndpoint(has_tokens=False, has_tls=False)
@@ -74,3 +80,40 @@ def test_who_deployed_takes_it_away_and_its_secrets_with_it(ray):
     assert ray.deleted == ["baton"]
     with pytest.raises(ConfigError, match=folder):
         with_read_secrets(config)
+
+
+async def test_a_router_on_ray_asks_the_others_where_they_listen_until_it_stops(monkeypatch):
+    """A router that does not answer costs the list nothing, and the next answer counts."""
+    entries = [RouterEntry(f"router-{n}", n, "10.0.0.1", 8000, 9000, 9100 + n) for n in (1, 2)]
+    answers = [RayError("a replica is starting"), [asdict(entry) for entry in entries]]
+    asked = []
+
+    class Answer:
+        async def results_async(self):
+            found = answers.pop(0)
+            if isinstance(found, Exception):
+                raise found
+            return found
+
+    def handle(deployment, app_name):
+        asked.append((deployment, app_name))
+        return SimpleNamespace(broadcast=lambda verb: asked.append(verb) or Answer())
+
+    assert hasattr(ReplicaContext, "app_name") and hasattr(ReplicaContext, "deployment")
+    context = SimpleNamespace(app_name="baton", deployment="router")
+    monkeypatch.setattr(replicas.serve, "get_replica_context", lambda: context)
+    monkeypatch.setattr(replicas.serve, "get_deployment_handle", handle)
+    monkeypatch.setattr(replicas, "FOLLOW_ROUTERS_S", 0.001)
+    routers = RouterList(2)
+    status = SimpleNamespace(routers=routers)
+    router = SimpleNamespace(service=SimpleNamespace(status=status), entry=entries[0])
+    replica = object.__new__(replicas.RouterReplica)
+    replica._router = router
+    assert RouterEntry(**await replica.entry()) == entries[0]
+    following = asyncio.create_task(replica._follow_routers())
+    async with asyncio.timeout(10):
+        while not routers.entries():
+            await asyncio.sleep(0.001)
+    following.cancel()
+    assert routers.entries() == entries
+    assert asked[:3] == [("router", "baton"), "entry", "entry"]

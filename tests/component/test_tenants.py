@@ -6,7 +6,14 @@ from types import SimpleNamespace
 import grpc
 import grpc.aio
 import pytest
-from support.router_servers import RouterServers, answer_of, log_lines, refusal_of, until
+from support.router_servers import (
+    RouterServers,
+    answer_of,
+    counted,
+    log_lines,
+    refusal_of,
+    until,
+)
 
 from core.types import ChoiceFinished, FinishReason, RequestEnded, TextDelta, Usage
 from protos.baton.v1 import generation_pb2 as pb
@@ -182,3 +189,36 @@ async def _answer(request, emit, forced_path=None):
     emit(TextDelta(0, 0, (97,), "a"))
     emit(ChoiceFinished(0, FinishReason.LENGTH, position=1))
     emit(RequestEnded(Usage(len(request.token_ids), 1)))
+
+
+@pytest.mark.parametrize("server", ["http", "grpc"])
+async def test_what_a_key_asks_for_counts_for_its_class_from_the_first_byte_to_the_end(
+    tmp_path, server
+):
+    """No worker is there, so what ran has failed; an unknown model is refused before."""
+    async with RouterServers(tmp_path, classes=("acme",)).opened() as servers:
+        for model in ("tiny", "none such"):
+            for name in ("acme", "bulk"):
+                if server == "http":
+                    async with servers.web(name) as http:
+                        await http.post(POST, json={**BODY, "model": model})
+                else:
+                    message = pb.GenerateRequest(text="abc", model=model)
+                    await refusal_of(servers.call("Generate", message, name))
+        if server == "http":
+            async with servers.web() as http:
+                await http.post(POST, json=BODY)
+        else:
+            await refusal_of(servers.call("Generate", pb.GenerateRequest(text="abc")))
+
+        def found(family, **labels):
+            names = ("acme", "bulk", "default", "none")
+            return [counted(servers, family, tenant_class=name, **labels) for name in names]
+
+        assert found("baton_requests_total", outcome="failed") == [1, 0, 1, 0]
+        assert found("baton_slo_requests_total", result="missed", tier="batch") == [1, 0, 1, 0]
+        refused = {"server": server, "code": "model_not_found"}
+        assert found("baton_refusals_total", **refused) == [1, 0, 1, 0]
+        refused["code"] = "invalid_api_key"
+        assert found("baton_refusals_total", **refused) == [0, 0, 0, 1]
+        assert found("baton_prompt_tokens_total", tier="batch") == [4, 0, 4, 0]

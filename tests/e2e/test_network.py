@@ -1,8 +1,10 @@
 """What a fresh cluster on Ray opens, to whom, and where its secrets go."""
 
+import asyncio
 import contextlib
 import os
 import re
+import signal
 from pathlib import Path
 
 import grpc
@@ -169,6 +171,38 @@ async def test_servers_on_an_ipv6_address_answer_where_they_say_they_are():
             for address, port in listeners({c.process.pid for c in cluster._routers.values()})
         }
         assert set(servers.values()) == {IPV6_LOOPBACK}
-        assert set(servers) == {cluster.http_port, cluster.grpc_port}
+        metrics_port = cluster.routers[0].metrics_port
+        assert set(servers) == {cluster.http_port, cluster.grpc_port, metrics_port}
     finally:
         await cluster.stop()
+
+
+@pytest.mark.timeout(300)
+async def test_every_router_tells_where_all_show_their_metrics_and_keeps_its_port():
+    config = config_of(pools__prefill__replicas=1, pools__decode__replicas=1)
+    cluster = LocalCluster(config)
+    await cluster.start()
+    try:
+        ports = {f"127.0.0.1:{entry.metrics_port}" for entry in cluster.routers.values()}
+        assert len(ports) == 2
+        killed = cluster.routers[1]
+        async with httpx.AsyncClient(timeout=60) as http:
+            for address in ports:
+                assert await targets_at(http, address) == ports
+                assert (await http.get(f"http://{address}/v1/models")).status_code == 404
+            os.kill(killed.pid, signal.SIGKILL)
+            async with asyncio.timeout(120):
+                while cluster.routers[1].pid == killed.pid:
+                    await asyncio.sleep(0.1)
+            again = cluster.routers[1]
+            assert again.router_id != killed.router_id
+            assert again.metrics_port == killed.metrics_port
+            assert await targets_at(http, f"127.0.0.1:{again.metrics_port}") == ports
+    finally:
+        await cluster.stop()
+
+
+async def targets_at(http, address):
+    """Where a router says that all of them show their metrics."""
+    groups = (await http.get(f"http://{address}/metrics/targets")).json()
+    return {target for group in groups for target in group["targets"]}

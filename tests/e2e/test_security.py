@@ -173,7 +173,10 @@ async def each_role_has_its_routes(cluster):
         assert "".join("-" if code == 403 else "+" for code in codes) == expected, (name, codes)
     async with web(cluster, "scraper") as http:
         text = (await http.get("/metrics")).text
-    assert 'baton_refusals_total{code="permission_denied",server="http"} 4.0' in text
+    assert (
+        'baton_refusals_total{code="permission_denied",server="http",tenant_class="default"} 4.0'
+        in text
+    )
     assert 'baton_bad_keys_total{client="loopback"}' in text
     assert 'baton_api_keys{state="valid"} 4.0' in text
 
@@ -298,6 +301,7 @@ def only_listed_sockets_listen(cluster):
     )
     found = listeners(pids)
     listed = {cluster.http_port, cluster.grpc_port}
+    listed |= {entry.metrics_port for entry in cluster.routers.values()}
     for member in cluster._members.values():
         addresses = (member.session_address, read_address(member.transfer_address)["grpc"])
         listed |= {int(address.rsplit(":", 1)[1]) for address in addresses}

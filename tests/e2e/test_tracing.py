@@ -115,8 +115,18 @@ def test_a_request_over_http_is_one_trace(traced):
         attributes["gen_ai.usage.output_tokens"].int_value == 6
         and attributes["baton.path"].string_value == "pd"
     )
+    assert attributes["baton.tier"].string_value == "standard"
+    assert attributes["baton.tenant_class"].string_value == "default"
+    assert attributes["baton.outcome"].string_value == "finished"
+    reasons = attributes["gen_ai.response.finish_reasons"].array_value.values
+    assert [reason.string_value for reason in reasons] == ["length"]
     root = collector.root(TRACE)
     assert root.trace_state == "vendor=1"
+    [attempt] = root.events
+    told = {a.key: a.value for a in attempt.attributes}
+    assert attempt.name == "baton.attempt" and told["baton.outcome"].string_value == "ok"
+    assert len(told["baton.workers"].array_value.values) == 2
+    assert root.start_time_unix_nano <= attempt.time_unix_nano <= root.end_time_unix_nano
 
 
 def test_a_request_over_grpc_is_one_trace_and_a_failed_one_says_why(traced):

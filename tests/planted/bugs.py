@@ -14,6 +14,7 @@ from planted import (
     inside,
     keys,
     load,
+    metrics_ports,
     network,
     observing,
     operating,
@@ -31,9 +32,11 @@ from planted import (
     settings,
     shedding,
     storage,
+    tenant_classes,
     tenants,
     text,
     tiers,
+    traces,
     transfer,
 )
 from planted.bug import Bug
@@ -324,6 +327,7 @@ BUGS = [
     *inside.BUGS,
     *keys.BUGS,
     *load.BUGS,
+    *metrics_ports.BUGS,
     *network.BUGS,
     *observing.BUGS,
     *operating.BUGS,
@@ -340,9 +344,11 @@ BUGS = [
     *settings.BUGS,
     *shedding.BUGS,
     *storage.BUGS,
+    *tenant_classes.BUGS,
     *text.BUGS,
     *tiers.BUGS,
     *tenants.BUGS,
+    *traces.BUGS,
     *transfer.BUGS,
 ]
 

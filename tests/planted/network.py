@@ -202,7 +202,7 @@ BUGS = [
     ),
     Bug(
         "the HTTP server cannot bind IPv6",
-        "cluster/router_process.py",
+        "cluster/http_servers.py",
         "socket.socket(family_of(host), ",
         "socket.socket(socket.AF_INET, ",
         "tests/e2e/test_network.py::test_servers_on_an_ipv6_address_answer_where_they_say_they_are",

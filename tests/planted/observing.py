@@ -33,7 +33,7 @@ BUGS = [
     Bug(
         "a refusal before the request is read misses no SLO",
         "router/observe/telemetry.py",
-        "        self._count_result(call.tier, attainment.result_of_call(call))\n",
+        "        self._count_result(call.tier, tenant_class, attainment.result_of_call(call))\n",
         "",
         "tests/component/test_early_refusals.py::"
         "test_a_full_router_refuses_before_it_reads_a_long_body",

@@ -17,7 +17,7 @@ BUGS = [
     ),
     Bug(
         "a trace does not say why",
-        "router/observe/timing.py",
+        "router/observe/spans.py",
         '        "baton.why": json.dumps(timing.why),\n',
         '        "baton.why": json.dumps({}),\n',
         "tests/simulation/test_spans.py::test_a_requests_span_says_what_it_cost",

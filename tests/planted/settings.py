@@ -64,8 +64,8 @@ BUGS: list[Bug] = [
     ),
     Bug(
         "check-config passes two servers on one port",
-        "core/config/tree.py",
-        "if self.router.http_port and self.router.http_port == self.router.grpc_port:",
+        "core/config/router.py",
+        "if router.http_port and router.http_port == router.grpc_port:",
         "if False:",
         CONFIG + "test_a_wrong_value_is_named",
     ),

@@ -126,8 +126,8 @@ BUGS = [
     Bug(
         "a request waits for a permit that will come after its deadline",
         "router/admission.py",
-        "num_tokens, request.deadline_at)",
-        "num_tokens)",
+        "num_tokens, request.deadline_at, on_expected",
+        "num_tokens, None, on_expected",
         PREDICTED + "test_a_deadline_that_cannot_be_met_is_not_waited_for",
     ),
     Bug(

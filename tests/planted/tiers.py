@@ -46,8 +46,8 @@ BUGS = [
     Bug(
         "a key of an unknown tier has a tier that is none",
         "router/access/credentials.py",
-        "tier=self._tiers.of_key(entry.identity.tier))",
-        "tier=entry.identity.tier)",
+        "tier=self._tiers.of_key(who.tier),",
+        "tier=who.tier,",
         "tests/unit/router/access/test_credentials.py"
         "::test_keys_of_an_unknown_tier_open_in_the_default_one_and_are_told_at_each_reading",
     ),
@@ -161,7 +161,7 @@ BUGS = [
     ),
     Bug(
         "cached tokens are paid for twice",
-        "core/types.py",
+        "core/prices.py",
         "        prompt = (prompt_tokens - cached_tokens) * self.prompt_per_mtok",
         "        prompt = prompt_tokens * self.prompt_per_mtok",
         "tests/unit/core/test_types.py::test_a_cached_token_is_charged_once_at_its_own_price",

@@ -6,12 +6,16 @@
 import json
 import re
 from collections import Counter
+from urllib.parse import urlsplit
 
 import pytest
+import yaml
 from support.promql import (
     DASHBOARD,
+    PROMETHEUS,
     PROMETHEUS_LABELS,
     PROMETHEUS_SERIES,
+    RULES,
     alerts,
     missing,
     panels,
@@ -22,6 +26,9 @@ from support.promql import (
 from support.tree import ROOT
 
 from core import metrics
+from core.config import RouterConfig
+from router.access.identities import Right
+from router.http.app import METRICS_READERS
 
 EXPOSITION = """
 # TYPE baton_a_total counter
@@ -143,3 +150,22 @@ def test_the_table_of_alerts_says_who_is_woken():
         listed = {name for cell in cells for name in re.findall(r"`(\w+)`", cell)}
         of_severity = {a["alert"] for a in alerts() if a["labels"] == {"severity": severity}}
         assert listed == of_severity and listed, severity
+
+
+def test_the_config_of_prometheus_loads_the_alerts_and_asks_where_routers_tell():
+    config = yaml.safe_load(PROMETHEUS.read_text())
+    assert [PROMETHEUS.parent / name for name in config["rule_files"]] == [RULES]
+    [job] = config["scrape_configs"]
+    asked = {
+        text
+        for alert in alerts()
+        for selector in read(alert["expr"])[0]
+        for label, _, text in selector.matchers
+        if label == "job"
+    }
+    assert asked == {f'"{job["job_name"]}"'}
+    [found] = job["http_sd_configs"]
+    place = urlsplit(found["url"])
+    default = RouterConfig()
+    assert (place.hostname, place.port) == (default.host, default.http_port)
+    assert place.path in {path for path, _, right in METRICS_READERS if right is Right.OBSERVE}

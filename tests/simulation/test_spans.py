@@ -5,11 +5,13 @@ import json
 from dataclasses import replace
 
 import pytest
-from support.virtual import PROMPT, ask, run
+from support.virtual import PROMPT, ask, attempt_of, run, unit
 
-from core.config import PlacementConfig
+from core.config import PlacementConfig, RouterConfig, TierConfig, default_tiers
+from core.session import Role
 from core.trace import TraceContext
 from core.types import SamplingParams
+from engine.scheduling.sequence import Status
 
 CALLER = TraceContext(0xABC, 0xDEF)
 
@@ -32,6 +34,9 @@ class Recorder:
         [span] = [span for span in self.spans if span["name"] == name]
         return span
 
+    def named(self, name):
+        return [span for span in self.spans if span["name"] == name]
+
     def under(self, name):
         """Children of a span, in order: name, start, end."""
         parent = self.one(name)["context"]
@@ -42,6 +47,11 @@ class Recorder:
 class Open:
     def __init__(self, recorder, context, span):
         self.context, self._recorder, self._span = context, recorder, span
+        self.is_recorded = True
+        self._span["events"] = []
+
+    def event(self, name, at_s, attributes):
+        self._span["events"].append((name, at_s, attributes))
 
     def end(self, end_s, attributes, error=""):
         closed = {"context": self.context, "end_s": end_s, **attributes, "error": error}
@@ -64,6 +74,60 @@ def traced(path, trace=CALLER, records_routers=True):
         return events[-1]
 
     return recorder, run(scenario, placement=PlacementConfig(path=path))
+
+
+def test_a_trace_has_every_attempt_with_its_epoch_reason_and_end():
+    recorder = Recorder()
+
+    async def scenario(cluster):
+        cluster.orchestrator.tracing = recorder
+        sampling = SamplingParams(max_tokens=30, temperature=0.0, ignore_eos=True)
+        request = replace(cluster.request("r", PROMPT, sampling), trace=CALLER)
+        running = asyncio.ensure_future(cluster.generate(request))
+        await asyncio.sleep(0.2)
+        victim = next(
+            name
+            for name, unit in cluster.units.items()
+            if unit.descriptor.role is Role.DECODE and unit.attempts.by_run
+        )
+        await cluster.kill(victim)
+        await running
+        return victim
+
+    victim = run(scenario, prefill=2, decode=2, placement=PlacementConfig(path="pd"))
+    gateway = recorder.one("gateway.request")
+    first, second = (facts for name, _, facts in gateway["events"] if name == "baton.attempt")
+    assert (first["baton.epoch"], second["baton.epoch"]) == (0, 1)
+    assert (first["baton.outcome"], second["baton.outcome"]) == ("worker_lost", "ok")
+    assert victim in first["baton.workers"] and victim not in second["baton.workers"]
+    assert first["baton.placement.reason"] == second["baton.placement.reason"] != ""
+    assert second["baton.placement.reason"] == gateway["baton.placement.reason"]
+    starts = [at_s for _, at_s, _ in gateway["events"]]
+    assert gateway["start_s"] < starts[0] < starts[1] <= gateway["end_s"]
+    assert gateway["baton.outcome"] == "finished" and gateway["baton.path"] == "pd"
+    assert gateway["gen_ai.response.finish_reasons"] == ("length",)
+
+
+def test_a_trace_has_the_predicted_wait_beside_its_limit_and_the_wait_there_was():
+    """One runs for each router here, and the second waits for it."""
+    recorder = Recorder()
+
+    async def scenario(cluster):
+        cluster.orchestrator.tracing = recorder
+        sampling = SamplingParams(max_tokens=30, temperature=0.0, ignore_eos=True)
+        requests = [cluster.request(name, PROMPT, sampling) for name in "ab"]
+        traced = [replace(one, trace=CALLER, tier="interactive") for one in requests]
+        await asyncio.gather(*map(cluster.generate, traced))
+
+    tiers = {**default_tiers(), "interactive": TierConfig(max_ttft_s=60.0)}
+    run(scenario, router=RouterConfig(max_running=1), tiers=tiers)
+    first, second = recorder.named("gateway.request")
+    assert "baton.admission.predicted_turn_ms" not in first, "nothing ran: it is not predicted"
+    assert first["baton.admission.wait_ms"] == 0
+    assert second["baton.admission.wait_ms"] == pytest.approx((first["end_s"]) * 1000, abs=1)
+    assert second["baton.admission.predicted_turn_ms"] >= 0
+    assert second["baton.admission.predicted_permit_ms"] >= 0
+    assert second["baton.admission.max_ttft_ms"] == 60_000
 
 
 WORKERS = {
@@ -172,3 +236,31 @@ def test_an_attempt_that_its_router_cancels_has_its_spans(path):
         assert [child for child, *_ in recorder.under(name)] == children
     last = recorder.one("worker.local" if path == "local" else "worker.decode")
     assert last["baton.cancelled"] and last["error"] == ""
+    assert last["baton.preemptions"] == last["baton.parkings"] == 0
+
+
+def test_a_workers_span_tells_how_often_it_lost_its_blocks_or_waited_for_its_client():
+    recorder = Recorder()
+
+    async def scenario(cluster):
+        await asyncio.sleep(1.0)
+        worker = unit(cluster, Role.DECODE)
+        worker.attempts.tracing = recorder
+        sampling = SamplingParams(max_tokens=40, temperature=0.0, ignore_eos=True)
+        request = replace(cluster.request("r", PROMPT, sampling), trace=CALLER)
+        running = asyncio.ensure_future(cluster.generate(request))
+        async with asyncio.timeout(5):
+            while (found := attempt_of(worker, "r")) is None or not found.sequences:
+                await asyncio.sleep(0.01)
+            while found.sequences[0].status is not Status.RUNNING:
+                await asyncio.sleep(0.01)
+        [sequence] = found.sequences
+        sequence.credit = 0
+        worker.attempts.scheduler.credit(sequence, 256)
+        worker.attempts.scheduler.preempt(sequence)
+        await running
+
+    run(scenario, placement=PlacementConfig(path="local"))
+    span = recorder.one("worker.local")
+    assert (span["baton.preemptions"], span["baton.parkings"]) == (1, 1)
+    assert span["baton.tier"] == "standard" and span["baton.epoch"] == 0

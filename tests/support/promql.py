@@ -14,6 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from support.tree import ROOT
 
 DASHBOARD = ROOT / "deploy" / "grafana" / "baton.json"
+PROMETHEUS = ROOT / "deploy" / "prometheus" / "prometheus.yaml"
 RULES = ROOT / "deploy" / "prometheus" / "baton.rules.yaml"
 PROMETHEUS_LABELS = {"job", "instance"}
 """Put on every series by the scrape itself."""

@@ -17,6 +17,7 @@ from core.clocks import SystemClock
 from core.config import BatonConfig
 from core.ids import Ids
 from core.logs import JsonFormat
+from core.tenant_classes import TenantClasses
 from protos.baton.v1 import generation_pb2 as pb
 from router.access.credentials import Keyring, new_key
 from router.access.identities import KeyRole
@@ -51,13 +52,17 @@ class RouterServers:
         tier="batch",
         tiers=None,
         keys=None,
+        classes=(),
         **router,
     ):
         """`parts` are those of the service, `tier` that of the keys, the rest of the config.
 
-        `keys` are those that another one has made.
+        `keys` are those that another one has made; each is of the class with its name, of which
+        `classes` are listed.
         """
-        self.made = made = keys or {n: new_key(n, tier, role) for n, role in ROLES.items()}
+        self.made = made = keys or {
+            n: new_key(n, tier, role, tenant_class=n) for n, role in ROLES.items()
+        }
         self.keys = {name: key for name, (key, _) in made.items()}
         file = folder / "keys"
         file.write_text("".join(line + "\n" for _, line in made.values()))
@@ -66,6 +71,7 @@ class RouterServers:
             {"router": {"grpc_port": 0, **router}, "tiers": tiers or {}}
         )
         offered = Tiers(config.tiers)
+        listed = TenantClasses(classes)
         clock = SystemClock()
         self.members = StaticMembership()
         text = TextModel(ROOT / "models" / "baton-tiny")
@@ -85,7 +91,10 @@ class RouterServers:
                 tokenizer=ByteTokenizer(),
                 text=text,
                 seed_key=b"a key of these tests",
-                keyring=Keyring("" if is_open else str(file), clock.now_s, tiers=offered),
+                keyring=Keyring(
+                    "" if is_open else str(file), clock.now_s, tiers=offered, classes=listed
+                ),
+                tenant_classes=listed,
                 expected_roles=frozenset(),
                 **(parts or {}),
             ),
@@ -178,10 +187,11 @@ async def until(is_so):
 
 
 def counted(servers, family, **labels):
-    """Value of one series of the exposition, 0 if it is not there."""
+    """Sum of the series of the exposition that have these labels, 0 without any."""
     wanted = {f'{k}="{v}"' for k, v in labels.items()}
+    total = 0.0
     for line in servers.service.telemetry.text().decode().splitlines():
         name, _, rest = line.partition("{")
-        if name == family and set(rest.partition("}")[0].split(",")) == wanted:
-            return float(line.rpartition(" ")[2])
-    return 0.0
+        if name == family and set(rest.partition("}")[0].split(",")) >= wanted:
+            total += float(line.rpartition(" ")[2])
+    return total

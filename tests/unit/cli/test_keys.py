@@ -51,9 +51,12 @@ def test_a_key_is_added_listed_and_taken_back(file):
         "name": key.split("-")[1],
         "tenant": "acme",
         "tier": "batch",
+        "class": "default",
         "role": "metrics",
         "expires": "2027-04-15T08:00:00Z",
         "state": "valid",
+        "requests_per_minute": None,
+        "tokens_per_minute": None,
     }
     assert (rows[1]["tenant"], rows[1]["role"], rows[1]["expires"]) == ("bulk", "tenant", "")
     table = baton(file, "list")
@@ -62,6 +65,38 @@ def test_a_key_is_added_listed_and_taken_back(file):
     assert opens(file, key) is None and opens(file, other).tenant == "bulk"
     baton(file, "revoke", other)
     assert listed(file) == {"keys": [], "refused": []}
+
+
+def test_a_key_has_a_class_and_keeps_it_when_it_is_replaced(file):
+    key = baton(file, "add", "--tenant", "acme", "--class", "gold")
+    baton(file, "rotate", key)
+    assert [row["class"] for row in listed(file)["keys"]] == ["gold", "gold"]
+    assert "gold" in baton(file, "list")
+    before = file.read_bytes()
+    run = CliRunner().invoke(
+        app, ["keys", "add", "--file", str(file), "--tenant", "x", "--class", "No!"]
+    )
+    assert isinstance(run.exception, ConfigError) and "class is 'No!'" in run.exception.message
+    assert file.read_bytes() == before
+
+
+def test_the_list_shows_the_limits_of_each_keys_tier_where_the_config_is_given(
+    file, tmp_path, monkeypatch
+):
+    """Those of the default tier for a key that has none, or one that the config has not."""
+    config = tmp_path / "baton.yaml"
+    config.write_text(
+        "default_tier: free\ntiers:\n  free: {requests_per_minute: 20, tokens_per_minute: 10000}\n"
+    )
+    for tier in ("free", "batch", "default", "gone"):
+        baton(file, "add", "--tenant", "acme", "--tier", tier)
+    rows = json.loads(baton(file, "list", "-c", str(config), "-o", "json"))["keys"]
+    limits = [(row["requests_per_minute"], row["tokens_per_minute"]) for row in rows]
+    assert limits == [(20, 10000), (0, 0), (20, 10000), (20, 10000)]
+    monkeypatch.setenv("COLUMNS", "160")
+    table = baton(file, "list", "-c", str(config))
+    assert "requests/min" in table and "10000" in table
+    assert "requests/min" not in baton(file, "list"), "without the config nobody knows"
 
 
 def test_a_key_is_taken_back_whatever_else_is_in_the_file(file):

@@ -143,6 +143,9 @@ class Routers:
     def get_field(self, url, path, name):
         return []
 
+    def get_fields(self, url, path, *names):
+        return [[] for _ in names]
+
 
 def test_one_router_is_watched_of_those_behind_an_address_and_another_once_it_is_gone():
     routers = Routers("a", "b", "c")

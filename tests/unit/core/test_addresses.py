@@ -5,7 +5,7 @@ import socket
 import pytest
 
 from cluster.server_ports import claimed
-from core.addresses import bare_host, family_of, is_loopback, join_address
+from core.addresses import bare_host, family_of, is_any, is_loopback, join_address, unmapped
 from core.config import load_config
 from core.errors import ConfigError
 
@@ -28,6 +28,22 @@ def test_a_host_is_joined_bound_and_judged(host, address, family, is_here):
     assert family_of(host) is family
     assert is_loopback(host) is is_here
     assert bare_host(host) == host.strip("[]")
+
+
+@pytest.mark.parametrize(
+    ("host", "is_every"),
+    [("", True), ("0.0.0.0", True), ("[::]", True), ("10.0.0.1", False), ("host.example", False)],
+)
+def test_an_address_that_stands_for_all_is_known(host, is_every):
+    assert is_any(host) is is_every
+
+
+@pytest.mark.parametrize(
+    ("host", "shown"),
+    [("::ffff:10.0.0.1", "10.0.0.1"), ("2001:db8::7", "2001:db8::7"), ("a.example", "a.example")],
+)
+def test_a_mapped_address_is_shown_as_what_it_is(host, shown):
+    assert unmapped(host) == shown
 
 
 @pytest.mark.parametrize("host", ["::1", "[::1]"])

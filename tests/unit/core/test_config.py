@@ -48,12 +48,26 @@ def test_defaults_then_file_then_environment_then_flags(tmp_path):
         ({"placement.path": "sideways"}, "placement.path"),
         ({"placement.path": "pd", "pools.prefill.replicas": 0}, "a pool has 0 replicas"),
         ({"router.http_port": 7, "router.grpc_port": 7}, "http_port and router.grpc_port are both"),
+        (
+            {"router.metrics_port": 8999, "router.replicas": 2},
+            "router.grpc_port is 9000, one of the ports from 8999 to 9000",
+        ),
+        ({"router.metrics_port": 8000}, "router.http_port is 8000, one of the ports from 8000"),
+        (
+            {"router.metrics_port": 65535, "router.replicas": 2},
+            "2 routers would need ports up to 65536; make it 65534 or less",
+        ),
         ({"pools.prefill.replicas": 0, "pools.decode.replicas": 0}, "start at least one worker"),
     ],
 )
 def test_a_wrong_value_is_named(flags, message):
     with pytest.raises(ConfigError, match=message):
         load_config(None, flags, {})
+
+
+def test_the_ports_of_metrics_may_lie_beside_those_of_the_servers():
+    flags = {"router.metrics_port": 8998, "router.replicas": 2}
+    assert load_config(None, flags, {}).router.metrics_port == 8998
 
 
 @pytest.mark.parametrize(("prefill", "decode"), [(32, 16), (16, 32), (16, 16), (1, 256)])

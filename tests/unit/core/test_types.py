@@ -5,7 +5,8 @@ import pytest
 from core.errors import (
     InvalidRequest,
 )
-from core.types import Prices, SamplingParams
+from core.prices import Prices
+from core.types import SamplingParams
 
 
 @pytest.mark.parametrize(

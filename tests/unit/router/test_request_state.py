@@ -6,9 +6,10 @@ from types import SimpleNamespace
 from support.replies import Letters
 
 from core.config import PlacementConfig
+from core.prices import Prices
 from core.session import TokenDelta, WorkerTiming
 from core.timeline import Timeline
-from core.types import GenerateRequest, Prices, SamplingParams, Usage
+from core.types import GenerateRequest, SamplingParams, Usage
 from router.choice_output import ChoiceOutput
 from router.request_state import RequestState
 

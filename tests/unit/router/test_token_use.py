@@ -49,7 +49,9 @@ async def test_tenants_share_a_tier_by_tokens_and_not_by_requests():
 
     async def client(tenant):
         while not ends.is_set():
-            async with admission.permit(in_tier("one", tenant), lambda: output[tenant]):
+            async with admission.permit(
+                in_tier("one", tenant), count_output=lambda: output[tenant]
+            ):
                 tokens[tenant] += 1 + output[tenant]
                 await asyncio.sleep(0)
             if sum(tokens.values()) > 40_000:

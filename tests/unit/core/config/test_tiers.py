@@ -5,7 +5,7 @@ import pytest
 from core.config import BatonConfig, known_keys, load_config
 from core.config.tiers import MAX_TIERS, TierConfig
 from core.errors import ConfigError
-from core.types import Prices
+from core.prices import Prices
 
 
 def load(tree):

@@ -13,6 +13,7 @@ from cli.up import check_access
 from core import events
 from core.config import load_config
 from core.errors import ConfigError, Unauthenticated
+from core.tenant_classes import TenantClasses
 from router.access import credentials
 from router.access.credentials import LOST_FILE_GRACE_S, RELOAD_S, Keyring, new_key
 from router.access.identities import ANYBODY, Identity, KeyRole
@@ -52,6 +53,21 @@ def test_keys_of_an_unknown_tier_open_in_the_default_one_and_are_told_at_each_re
     facts = {"tier": "gold", "keys": 1}
     assert found == [{**facts, "served_as": "standard"}, {**facts, "served_as": "batch"}]
     assert ring.num_by_state() == {"valid": 2, "expired": 0, "refused": 0, "lost_file": 0}
+
+
+def test_keys_that_come_later_add_no_class_to_those_of_the_config(ring, monkeypatch):
+    """Their file changes under a running router, and a class is a label of metrics."""
+    classes = TenantClasses(["gold"])
+    held = Keyring(str(ring.file), lambda: ring.now[0], lambda: ring.wall[0], classes=classes)
+    told = []
+    monkeypatch.setattr(events.LOGGER, "handle", lambda record: told.append(record))
+    made = {name: new_key(name, "batch", tenant_class=name) for name in ("gold", "vip", "new")}
+    ring.file.write_text("".join(f"{line}\n" for _, line in made.values()))
+    ring.now[0] += 2 * RELOAD_S
+    found = [held.identify(f"Bearer {key}").tenant_class for key, _ in made.values()]
+    assert found == ["gold", "default", "default"]
+    unknown = [r.fields for r in told if r.event == events.KEY_CLASS_UNKNOWN.name]
+    assert unknown == [{"tenant_class": name, "keys": 1} for name in ("vip", "new")]
 
 
 def wrong_headers(keys):
@@ -257,4 +273,4 @@ def test_no_key_may_pass_the_queue_as_the_routers_own_probe_does(tmp_path):
     line = new_key("acme", "standard")[1].replace(" standard", " canary")
     (tmp_path / "keys").write_text(line + "\n")
     with pytest.raises(ConfigError, match="line 1: tier canary"):
-        check_keys(str(tmp_path / "keys"), ())
+        check_keys(str(tmp_path / "keys"), (), TenantClasses())
