@@ -63,6 +63,12 @@ SLO_REQUESTS = Metric(
     "is in neither",
     ("tier", "result", "tenant_class"),
 )
+SLO_OBJECTIVE = Metric(
+    "baton_slo_objective",
+    "gauge",
+    "share of a tier's requests that should meet its SLO (`tiers.NAME.slo_objective`)",
+    ("tier",),
+)
 REFUSALS = Metric(
     "baton_refusals_total",
     "counter",

@@ -166,6 +166,9 @@ def compose_service(components: RouterComponents, parts: ServiceComponents) -> R
             metrics.QUEUED: admission.queued_by_tier,
             metrics.REFUSED: lambda: admission.num_refused,
             metrics.OVERFLOWED: lambda: admission.num_overflowed,
+            metrics.SLO_OBJECTIVE: lambda: {
+                name: tier.slo_objective for name, tier in components.tiers.by_name.items()
+            },
             metrics.WORKERS: status.live_by_role,
             metrics.POOL_PRICE: lambda: {
                 role: num_live * parts.prices_per_hour.get(Role(role), 0.0)

@@ -75,6 +75,12 @@ class TierConfig(Node):
         ge=0,
         description="longest mean time of each further token that meets its SLO; 0: any",
     )
+    slo_objective: float = Field(
+        0.99,
+        gt=0,
+        lt=1,
+        description="share of its requests that should meet its SLO; alerts measure by it",
+    )
     max_prompt_tokens: int = Field(
         0, ge=0, description="longest prompt (tokens); 0: what the model takes"
     )
