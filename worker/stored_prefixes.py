@@ -66,7 +66,11 @@ def make_tiers(
         )
         block_s = components.layout.block_bytes / one.bytes_per_s
         tiers[one.tier] = Tier(book, block_s, one.min_uses)
-    return StorageTiers(scheduler.pool, scheduler.tables, origins, tiers)
+    storage = StorageTiers(
+        scheduler.pool, scheduler.tables, origins, tiers, scheduler.blocks.preempted_next
+    )
+    scheduler.swapping.use(storage)
+    return storage
 
 
 class StoredPrefixes:
@@ -117,6 +121,8 @@ class StoredPrefixes:
                 len(one.book),
                 counts.hit_blocks[tier],
                 {fault.value: n for (its, fault), n in counts.faults.items() if its is tier},
+                one.book.num_swapped,
+                counts.swapped_in_blocks[tier],
             )
             for tier, one in self._tiers.tiers.items()
         )
@@ -143,7 +149,7 @@ class StoredPrefixes:
     # --- out of the pool --------------------------------------------------------------------------
 
     def write_back(self) -> None:
-        """Copy blocks that the pool evicts soon, unless others are being copied."""
+        """Copy blocks that leave the pool soon, unless others are being copied."""
         if self._is_writing or self._is_stopping:
             return
         writings = self._tiers.pick_writes(MAX_WRITE_BLOCKS)
@@ -190,6 +196,18 @@ class StoredPrefixes:
         if loading is None:
             submit()
             return
+        self._begin(loading, submit)
+
+    def swap_in(self, loading: Loading) -> None:
+        """Load the blocks of a preempted sequence, which goes on then or when they are late."""
+
+        def go_on() -> None:
+            self._scheduler.swapping.end(loading.sequence, loading.num_read)
+            self._wake()
+
+        self._begin(loading, go_on)
+
+    def _begin(self, loading: Loading, submit: Callable[[], None]) -> None:
         late = _Deadline(submit)
         # Longer than computing them would take, loading has lost.
         wait_s = min(loading.compute_s or MAX_LOAD_WAIT_S, MAX_LOAD_WAIT_S)

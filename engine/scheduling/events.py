@@ -1,4 +1,4 @@
-"""What a step meant, and what became of hand-overs.
+"""What a step meant, and what became of hand-overs and of preempted sequences.
 
 Owns the events that `Scheduler.commit` and `Scheduler.take_events` return. Does not know who acts
 on them.
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from core.types import FinishReason, Logprob
 from engine.scheduling.sequence import Sequence
+from engine.scheduling.storage_tiers import Loading
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +72,14 @@ class BlocksReserved:
     """Leading ones whose content is here already."""
 
 
-HandoverEvent = Announced | Started | Preempted | BlocksReserved
+@dataclass(frozen=True, slots=True)
+class SwapInBegun:
+    """A preempted sequence has blocks again, and those in storage tiers are to be loaded."""
+
+    loading: Loading
+
+
+HandoverEvent = Announced | Started | Preempted | BlocksReserved | SwapInBegun
 SchedulerEvent = Sampled | PromptComputed | SequenceFailed | HandoverEvent
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from engine.scheduling.block_tables import BlockTables
 from engine.scheduling.queues import SequenceQueue, WaitingLine
 from engine.scheduling.sequence import Sequence, Status
+from engine.scheduling.storage_tiers import StorageTiers
 
 
 class Sequences:
@@ -21,6 +22,9 @@ class Sequences:
         self.waiting = WaitingLine()
         self.holding: dict[int, Sequence] = {}
         self.arriving: dict[int, Sequence] = {}
+        """Those whose KV is on its way: from another worker, or from a storage tier."""
+        self.storage: StorageTiers | None = None
+        """Where preempted ones find their blocks again."""
         self.executing: frozenset[int] = frozenset()
         """Keys in the step that runs; empty between steps."""
         self.copies_from_free = False
@@ -55,7 +59,7 @@ class Sequences:
                 self.waiting.remove(sequence)
             case Status.HOLDING:
                 del self.holding[sequence.key]
-            case Status.ARRIVING:
+            case Status.ARRIVING | Status.LOADING:
                 del self.arriving[sequence.key]
 
     def release(self, sequence: Sequence) -> None:
@@ -70,6 +74,8 @@ class Sequences:
         if sequence.is_finished:
             return
         self.remove(sequence)
+        if self.storage is not None:
+            self.storage.forget(sequence)
         sequence.status = Status.FINISHED
         # The step that runs may be writing to its blocks.
         if self.executing:

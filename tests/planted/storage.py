@@ -4,6 +4,8 @@ from planted.bug import Bug
 
 RULES = "tests/simulation/test_storage_rules.py::"
 TIERS = "tests/unit/engine/scheduling/test_storage_tiers.py::"
+SWAP = "tests/simulation/test_swap_rules.py::"
+SWAPPING = "tests/unit/engine/scheduling/test_swapping.py::"
 BOOK = "tests/unit/engine/scheduling/test_tier_book.py::"
 DISK = "tests/unit/kv_storage/test_disk.py::"
 STORE = "tests/contract/test_block_store.py::"
@@ -200,5 +202,59 @@ BUGS = [
         "            threads.shutdown(wait=False)\n",
         "            threads.shutdown()\n",
         DISK + "test_a_disk_that_hangs_keeps_no_worker_from_ending",
+    ),
+    Bug(
+        "blocks of running sequences are not written ahead of a preemption",
+        "engine/scheduling/storage_tiers.py",
+        "            leaving += self._preempted_next(self._ahead - self._pool.num_available)\n",
+        "            pass\n",
+        SWAP + "test_what_a_preempted_sequence_has_computed_is_loaded_and_changes_no_token",
+    ),
+    Bug(
+        "a preempted sequence goes on behind all it has lost, loaded or not",
+        "engine/scheduling/swapping.py",
+        "        sequence.num_computed_tokens += num_blocks * sequence.block_size_tokens\n",
+        "        sequence.num_computed_tokens = sequence.num_tokens - 1\n",
+        SWAPPING + "test_what_fails_to_come_is_computed",
+    ),
+    Bug(
+        "a sequence computes into blocks that a late load still writes to",
+        "engine/scheduling/swapping.py",
+        "            self._sequences.release(sequence)\n"
+        "            sequence.num_computed_tokens = 0\n"
+        "            sequence.status = Status.WAITING\n"
+        "            self._sequences.waiting.add(sequence)\n"
+        "            return\n",
+        "            num_blocks = 0\n",
+        SWAPPING + "test_one_whose_blocks_are_late_gives_them_up_and_is_computed",
+    ),
+    Bug(
+        "a load takes no references: what a cancelled sequence had is granted while it is written",
+        "engine/scheduling/storage_tiers.py",
+        "        for block_id in sequence.block_table[:end]:\n"
+        "            self._pool.share(block_id)\n",
+        "",
+        SWAPPING + "test_one_that_is_cancelled_while_it_loads_leaves_its_blocks_to_the_load",
+    ),
+    Bug(
+        "a load begins in a step that copies from a block that is free by now",
+        "engine/scheduling/step_planner.py",
+        "        if sequence.num_swapped_blocks and step.copies:\n",
+        "        if step.copies and sequence.num_swapped_blocks < 0:\n",
+        SWAPPING + "test_a_load_does_not_begin_in_a_step_that_copies_from_a_block_that_may_be_free",
+    ),
+    Bug(
+        "blocks stay pinned for a sequence that was cancelled",
+        "engine/scheduling/sequences.py",
+        "            self.storage.forget(sequence)\n",
+        "            pass\n",
+        SWAPPING + "test_one_that_is_cancelled_while_it_waits_pins_nothing_any_more",
+    ),
+    Bug(
+        "preempted sequences pin a whole tier",
+        "engine/scheduling/tier_book.py",
+        "        self._max_swapped = num_slots // SWAPPED_SHARE\n",
+        "        self._max_swapped = num_slots\n",
+        BOOK + "test_preempted_sequences_pin_no_more_than_half_of_a_tier",
     ),
 ]
