@@ -208,14 +208,15 @@ BUGS = [
         "engine/scheduling/storage_tiers.py",
         "            leaving += self._preempted_next(self._ahead - self._pool.num_available)\n",
         "            pass\n",
-        SWAP + "test_what_a_preempted_sequence_has_computed_is_loaded_and_changes_no_token",
+        SWAPPING
+        + "test_blocks_of_a_running_sequence_are_written_while_it_runs_once_the_pool_is_short",
     ),
     Bug(
         "a preempted sequence goes on behind all it has lost, loaded or not",
         "engine/scheduling/swapping.py",
         "        sequence.num_computed_tokens += num_blocks * sequence.block_size_tokens\n",
         "        sequence.num_computed_tokens = sequence.num_tokens - 1\n",
-        SWAPPING + "test_what_fails_to_come_is_computed",
+        SWAP + "test_what_a_preempted_sequence_has_computed_is_loaded_and_changes_no_token",
     ),
     Bug(
         "a sequence computes into blocks that a late load still writes to",
