@@ -1,6 +1,6 @@
 """What a cluster does when it is asked for more than it can: 2, 5 and 20 times its capacity.
 
-Owns the offered load (mixed prompts that never repeat), the client that carries it and the figures:
+Owns the offered load (mixed prompts that never repeat) and the figures:
 who was refused and how fast, what those who were let in got, what is left at rest, how soon all is
 well again. A real cluster of child processes, loopback only, over HTTP. Capacity is measured in a
 closed loop before and after each load, because this kind of machine drifts. Called by hand;
@@ -10,31 +10,25 @@ Run: python -m benchmarks.overload [--seconds 60] [--times 2 5 20] [--out NAME]
 
 import argparse
 import asyncio
-import json
-import random
 import resource
-import string
 import time
 from collections import Counter
-from dataclasses import dataclass, field
-from itertools import pairwise
 
 import httpx
 import psutil
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.http_client import HttpClient
 from benchmarks.record import quantiles, save
 from cluster.local import LocalCluster
 from core.config import load_config
 
-LETTERS = string.ascii_letters + string.digits + "     "
 SHORT_TOKENS = (20, 40)
 LONG_TOKENS = (800, 1_200)
 LONG_SHARE = 0.2
 OUTPUT_TOKENS = (4, 64)
 MAX_OPEN = 4_000
-TIMEOUT_S = 60.0
 DRAIN_S = 75.0
 PROBES = 10
 REST_S = 10.0
@@ -44,94 +38,9 @@ QUEUED_OUT = "queue_timeout"
 AIMS = {"refusal_p99_s": 0.05, "goodput": 0.9, "recovery_s": 2.0}
 
 
-@dataclass(slots=True)
-class Outcome:
-    """One request as its client saw it; instants on the monotonic clock."""
-
-    due_at: float
-    sent_at: float = 0.0
-    ended_at: float = 0.0
-    status: int = 0
-    code: str = ""
-    message: str = ""
-    arrivals: list[float] = field(default_factory=list)
-
-    @property
-    def is_ok(self):
-        return self.status == 200 and not self.code and bool(self.arrivals)
-
-    @property
-    def is_refusal(self):
-        return self.status in (429, 503)
-
-    @property
-    def ttft_s(self):
-        return self.arrivals[0] - self.sent_at
-
-    @property
-    def gaps_s(self):
-        return [b - a for a, b in pairwise(self.arrivals)]
-
-
-class HttpClient:
-    """Speaks HTTP in bytes: a connection a request, and little work for each."""
-
-    def __init__(self, port, seed):
-        self.port = port
-        self.rng = random.Random(seed)
-
-    def body(self, num_tokens, num_output):
-        """A prompt of one token a letter that nobody has sent before."""
-        prompt = "".join(self.rng.choices(LETTERS, k=num_tokens))
-        body = {"prompt": prompt, "max_tokens": num_output, "stream": True, "ignore_eos": True}
-        return json.dumps({**body, "temperature": 0}).encode()
-
-    def mixed_body(self):
-        sizes = LONG_TOKENS if self.rng.random() < LONG_SHARE else SHORT_TOKENS
-        return self.body(self.rng.randint(*sizes), self.rng.randint(*OUTPUT_TOKENS))
-
-    async def ask(self, body, due_at=None):
-        """One request to its end; whatever goes wrong is in the outcome."""
-        now_s = time.monotonic()
-        outcome = Outcome(now_s if due_at is None else due_at, sent_at=now_s)
-        writer = None
-        try:
-            async with asyncio.timeout(TIMEOUT_S):
-                reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
-                head = (
-                    "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
-                    f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-                )
-                writer.write(head.encode() + body)
-                await self._read(reader, outcome)
-        except (OSError, ValueError, TimeoutError, asyncio.IncompleteReadError) as error:
-            outcome.code = outcome.code or f"client: {type(error).__name__}"
-        finally:
-            if writer is not None:
-                writer.close()
-        outcome.ended_at = time.monotonic()
-        return outcome
-
-    async def _read(self, reader, outcome):
-        head = await reader.readuntil(b"\r\n\r\n")
-        outcome.status = int(head.split(b" ", 2)[1])
-        if outcome.status != 200:
-            text = await reader.read()
-            outcome.ended_at = time.monotonic()
-            error = json.loads(text[text.index(b"{") : text.rindex(b"}") + 1])["error"]
-            outcome.code, outcome.message = str(error["code"]), error["message"]
-            return
-        is_done = False
-        async for line in reader:
-            if line.startswith(b"data: {"):
-                outcome.arrivals.append(time.monotonic())
-                if line.startswith(b'data: {"error"'):
-                    outcome.arrivals.pop()
-                    outcome.code = str(json.loads(line[6:])["error"]["code"])
-            elif line.startswith(b"data: [DONE]"):
-                is_done = True
-        if not is_done and not outcome.code:
-            outcome.code = "client: cut off"
+def mixed_body(client):
+    sizes = LONG_TOKENS if client.rng.random() < LONG_SHARE else SHORT_TOKENS
+    return client.body(client.rng.randint(*sizes), client.rng.randint(*OUTPUT_TOKENS))
 
 
 def cluster_cpu_s():
@@ -146,7 +55,7 @@ async def closed_loop(client, concurrency, seconds):
 
     async def one():
         while time.monotonic() < began + seconds:
-            outcomes.append(await client.ask(client.mixed_body()))
+            outcomes.append(await client.ask(mixed_body(client)))
 
     await asyncio.gather(*(one() for _ in range(concurrency)))
     return outcomes, began
@@ -164,7 +73,7 @@ async def open_loop(client, rate, seconds):
         nonlocal num_open
         num_open += 1
         try:
-            return await client.ask(client.mixed_body(), due_at)
+            return await client.ask(mixed_body(client), due_at)
         finally:
             num_open -= 1
 

@@ -11,16 +11,15 @@ from typing import Any
 from urllib.parse import quote
 
 import typer
-from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from cli.console import plain_console
+from cli.console import plain_console, table_of
 from cli.routers import ask_until
 from client.endpoints import Endpoints, words_of
 from core.errors import ConfigError
 
-MIN_WIDTH = 110
+MIN_WIDTH = 120
 """Characters of the table of candidates."""
 
 
@@ -58,7 +57,8 @@ def explain_prompt(url: str, body: dict[str, Any], access: Endpoints, *, as_json
         for blocks in found["blocks"]
     )
     console.print(f"{found['prompt_tokens']} prompt tokens: {sizes or 'no worker is there'}")
-    table = Table("worker", "role", "blocks", "tokens", "storage", "expected", box=box.SIMPLE)
+    numbers = ("blocks", "tokens", "expected")
+    table = table_of("worker", "role", "blocks", "tokens", "storage", "expected", numbers=numbers)
     for row in found["workers"]:
         storage = ", ".join(f"{name} {count}" for name, count in row["storage"].items())
         cells = (row["leading_blocks"], row["leading_tokens"], storage, row["expected_blocks"])
@@ -100,8 +100,8 @@ def _hindsight(measured: dict[str, Any] | None) -> Iterator[str]:
         yield "no other candidate, so nothing to regret"
     else:
         yield (
-            f"best other candidate: {best['path']} on {best['worker']}, {best['total_ms']:.1f} ms: "
-            f"regret {measured['regret_ms']:+.1f} ms"
+            f"best other candidate: {best['path']} on {best['worker']}, {best['total_ms']:.1f} ms "
+            f"and {best['delay_ms']:.1f} ms for others: regret {measured['regret_ms']:+.1f} ms"
         )
 
 
@@ -140,7 +140,7 @@ def _course(found: dict[str, Any]) -> Iterator[str]:
 
 def _show_candidates(console: Console, found: dict[str, Any]) -> None:
     candidates = found.get("candidates", [])
-    kinds = ("fetch", "prefill", "transfer", "decode", "total")
+    kinds = ("fetch", "prefill", "transfer", "decode", "total", "delay")
     table = Table(box=None, padding=(0, 1, 0, 0))
     for name in ("path", "worker"):
         table.add_column(name, no_wrap=True)

@@ -137,12 +137,14 @@ def explain_request(
 
     Costs are predicted milliseconds to the first token, "total" their sum. "weighed" orders the
     candidates: computing here counts for more, since those behind it wait too, and so does room in
-    the cache. The least is chosen, but for the request's key and for decode's load.
+    the cache. The least is chosen, but for the request's key and for decode's load. "delay" is what
+    sequences that decode there would lose together; a path is chosen by it and "total".
 
-    "error" is what was measured less what was predicted of the choice, "regret" less what was
-    predicted of the best other candidate. Then come attempts and moves, the wait for a permit,
-    where the time went, and the charge to the key's quota. The request must have ended; its router
-    keeps the newest `router.max_explained`, and tenants see their own.
+    "error" is what was measured less what was predicted of the choice. "regret" is what was
+    measured, and others lost, less the same for the best other candidate. Then come attempts and
+    moves, the wait for a permit, where the time went, and the charge to the key's quota. The
+    request must have ended; its router keeps the newest `router.max_explained`, and tenants see
+    their own.
     """
     from cli.explain import explain_request as run_explain  # noqa: PLC0415
     from client.endpoints import Endpoints  # noqa: PLC0415

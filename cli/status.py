@@ -10,10 +10,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import typer
-from rich import box
 from rich.table import Table
 
-from cli.console import plain_console
+from cli.console import plain_console, table_of
 from client.endpoints import Endpoints
 
 EXIT_CODES = {"ready": 0, "not_ready": 1, "degraded": 3}
@@ -47,9 +46,8 @@ def _show(
 
 
 def _workers(replicas: list[dict[str, Any]]) -> Table:
-    table = Table(
-        "role", "pid", "ranks", "address", "state", "run", "wait", "free blocks", box=box.SIMPLE
-    )
+    numbers = ("run", "wait", "free blocks")
+    table = table_of("role", "pid", "ranks", "address", "state", *numbers, numbers=numbers)
     for r in sorted(replicas, key=lambda r: (r["role"], r["pid"])):
         load = r["load"]
         # Cached blocks are given up whenever blocks are needed.
@@ -69,7 +67,8 @@ def _workers(replicas: list[dict[str, Any]]) -> Table:
 
 def _tiers(tiers: dict[str, dict[str, int]]) -> Table:
     """Draw the tiers of the router that answers: each counts its own."""
-    table = Table("tier", "run", "wait", "refused", box=box.SIMPLE)
+    numbers = ("run", "wait", "refused")
+    table = table_of("tier", *numbers, numbers=numbers)
     for name, counts in tiers.items():
         table.add_row(name, *(str(counts[key]) for key in ("running", "queued", "refused")))
     return table
@@ -82,7 +81,7 @@ def _lines(readiness: dict[str, Any]) -> Iterator[str]:
             f"{role} {model[role]['ready']} of {model[role]['configured']}"
             for role in ("prefill", "decode")
         )
-        canary = "" if model["canary_ms"] is None else f"; canary {model['canary_ms']} ms"
+        canary = "" if model["canary_ms"] is None else f"; canary {model['canary_ms']:,.0f} ms"
         yield f"{name}: {state}; {pools}; store {readiness['store']}{canary}"
     for problem in readiness["problems"]:
         yield f"  {problem['code']}: {problem['detail']}"

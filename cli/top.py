@@ -12,13 +12,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import typer
-from rich import box
 from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from cli.console import plain_console
+from cli.console import plain_console, table_of
 from cli.routers import ask_until
 from cli.top_figures import Snapshot, Window, totals_of
 from client.endpoints import Endpoints, refusal
@@ -151,18 +150,16 @@ def _headline(figures: dict[str, Any]) -> str:
 
 
 def _workers(workers: list[dict[str, Any]]) -> Table:
-    table = Table(
-        "worker", "role", "state", "run", "wait", "tokens to compute", "KV in use", "cached",
-        "preempted/s", box=box.SIMPLE,
-    )  # fmt: skip
+    numbers = ("run", "wait", "tokens to compute", "KV in use", "cached", "preempted/s")
+    table = table_of("worker", "role", "state", *numbers, numbers=numbers)
     for w in sorted(workers, key=lambda w: (w["role"], w["worker_id"])):
         table.add_row(
             w["worker_id"],
             w["role"],
             w["state"],
-            str(w["running"]),
-            str(w["waiting"]),
-            str(w["waiting_tokens"]),
+            f"{w['running']:,}",
+            f"{w['waiting']:,}",
+            f"{w['waiting_tokens']:,}",
             _bar(w["used_blocks"], w["total_blocks"]),
             _share(w["cached_blocks"], w["total_blocks"]),
             _rate(w["preemptions_per_s"]),
@@ -171,15 +168,13 @@ def _workers(workers: list[dict[str, Any]]) -> Table:
 
 
 def _tiers(tiers: dict[str, dict[str, Any]]) -> Table:
-    table = Table(
-        "tier", "run", "wait", "refused", "attainment", "requests/s", "output tokens/s",
-        box=box.SIMPLE,
-    )  # fmt: skip
+    numbers = ("run", "wait", "refused", "attainment", "requests/s", "output tokens/s")
+    table = table_of("tier", *numbers, numbers=numbers)
     for name, tier in tiers.items():
         attainment = tier["attainment"]
         table.add_row(
             name,
-            *(str(tier[key]) for key in ("running", "queued", "refused")),
+            *(f"{tier[key]:,}" for key in ("running", "queued", "refused")),
             NOTHING if attainment is None else f"{attainment:.1%}",
             _rate(tier["requests_per_s"]),
             _rate(tier["output_tokens_per_s"]),
@@ -189,9 +184,8 @@ def _tiers(tiers: dict[str, dict[str, Any]]) -> Table:
 
 def _links(links: list[dict[str, Any]]) -> Table:
     """Sum up the routes of each transport: there are as many as pairs of workers."""
-    table = Table(
-        "transport", "KV routes", "failed", "longest round trip", "slowest", box=box.SIMPLE
-    )
+    numbers = ("KV routes", "failed", "longest round trip", "slowest")
+    table = table_of("transport", *numbers, numbers=numbers)
     for transport in sorted({link["transport"] for link in links}):
         routes = [link for link in links if link["transport"] == transport]
         speeds = [route["gb_per_s"] for route in routes if route["gb_per_s"]]
@@ -206,7 +200,7 @@ def _links(links: list[dict[str, Any]]) -> Table:
 
 
 def _rate(per_s: float | None) -> str:
-    return NOTHING if per_s is None else f"{per_s:.1f}"
+    return NOTHING if per_s is None else f"{per_s:,.1f}"
 
 
 def _share(part: int, whole: int) -> str:

@@ -132,6 +132,10 @@ class RunningRouter:
                     Role.PREFILL: 0 if config.colocated else config.pools.prefill.replicas,
                     Role.DECODE: config.pools.decode.replicas,
                 },
+                prices_per_hour={
+                    Role.PREFILL: config.pools.prefill.price_per_hour,
+                    Role.DECODE: config.pools.decode.price_per_hour,
+                },
                 must_cross=config.placement.path == "pd",
                 store=RedisMemberStore(config.redis.url) if config.redis.url else None,
                 quota_store=make_quota_store(config) if config.redis.url else None,

@@ -102,6 +102,18 @@ OUTPUT_TOKENS = Metric(
 CACHED_TOKENS = Metric(
     "baton_prefix_hit_tokens_total", "counter", "prompt tokens found in a prefix cache", ("tier",)
 )
+COST = Metric(
+    "baton_cost_total",
+    "counter",
+    "what ended requests cost their callers, in the currency of `tiers.NAME.output_price_per_mtok`",
+    ("tier",),
+)
+POOL_PRICE = Metric(
+    "baton_pool_price_per_hour",
+    "gauge",
+    "what the live workers of a pool cost an hour, in the currency of `pools.NAME.price_per_hour`",
+    ("role",),
+)
 KV_BYTES = Metric("baton_kv_transfer_bytes_total", "counter", "KV bytes handed over")
 TRANSFERS = Metric("baton_kv_transfers_total", "counter", "hand-overs that arrived", ("transport",))
 FRAGMENTS_RESENT = Metric(
@@ -125,7 +137,8 @@ PLACEMENT_ERROR = Metric(
 PLACEMENT_REGRET = Metric(
     "baton_placement_regret_seconds",
     "histogram",
-    "by how much they took longer than the best other candidate was predicted to; 0: they did not",
+    "by how much they, and what others lost, cost more than the best other candidate was predicted "
+    "to; 0: they did not",
     ("path",),
 )
 ATTEMPTS = Metric("baton_attempts_total", "counter", "attempts started", ("path",))

@@ -183,6 +183,22 @@ class ChatPrompt:
 
 
 @dataclass(frozen=True, slots=True)
+class Prices:
+    """What a million tokens cost a caller, in the operator's currency."""
+
+    prompt_per_mtok: float
+    cached_per_mtok: float
+    """Those of the prompt that a prefix cache had."""
+    output_per_mtok: float
+
+    def cost(self, prompt_tokens: int, cached_tokens: int, output_tokens: int) -> float:
+        """Return what a request costs; the cached tokens are among those of the prompt."""
+        prompt = (prompt_tokens - cached_tokens) * self.prompt_per_mtok
+        cached = cached_tokens * self.cached_per_mtok
+        return (prompt + cached + output_tokens * self.output_per_mtok) / 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
 class GenerateRequest:
     """What was asked, as token ids; frozen once a server has made it.
 
@@ -198,6 +214,8 @@ class GenerateRequest:
     deadline_at: float
     eos_token_ids: tuple[int, ...] = ()
     tier: str = "standard"
+    prices: Prices | None = None
+    """Of its tier, if that has any; stays in the router."""
     scope: str = ""
     tenant: str = ""
     """Whose it is; stays in the router. Ids are only compared within a tenant."""
@@ -263,6 +281,8 @@ class Usage:
     prompt_tokens: int
     completion_tokens: int = 0
     cached_tokens: int = 0
+    cost: float | None = None
+    """By the prices of its tier; None: there are none, or it is not known yet."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,8 +47,8 @@ class _Follower:
     wanted: int | None = 0
     """Lowest number of a whole content that would mend a gap; None: there is none."""
     look_at: float = 0.0
-    has_read: bool = False
-    """The log was read to its end at least once."""
+    begun_at: float = 0.0
+    """When the whole content was read."""
 
 
 class PrefixFeed:
@@ -168,15 +168,12 @@ class PrefixFeed:
             return
         for life, entries in (await self._store.read_log(positions, WAIT_S)).items():
             follower = self._followers[life]
-            # What was there before this router looked is old, and not late.
-            if entries and follower.has_read:
-                self._note_lag(self._store.age_s(entries[0][0]))
+            if entries:
+                self._note_lag(follower, self._store.age_s(entries[0][0]))
             for position, entry in entries:
                 follower.position = position
                 self._take(life, follower, entry)
             await asyncio.sleep(0)
-        for life in positions.keys() & self._followers.keys():
-            self._followers[life].has_read = True
 
     def _follow_members(self) -> None:
         lives = set(self._read_members())
@@ -208,7 +205,7 @@ class PrefixFeed:
         follower.number = head.number
         follower.position = head.position
         follower.is_begun = True
-        follower.has_read = False
+        follower.begun_at = self._clock.now_s()
         follower.wanted = None
         self.num_wholes += 1
 
@@ -222,8 +219,9 @@ class PrefixFeed:
             changes.append(self._codec.read_segment(life, head.number, index, segment))
         return changes
 
-    def _note_lag(self, lag_s: float) -> None:
-        if lag_s >= self.lag_s:
+    def _note_lag(self, follower: _Follower, lag_s: float) -> None:
+        # What was there before this router looked is old, and not late.
+        if self._clock.now_s() - follower.begun_at >= lag_s >= self.lag_s:
             self._worst_lag = (self._clock.now_s(), lag_s)
 
     def _take(self, life: WorkerLife, follower: _Follower, entry: bytes) -> None:

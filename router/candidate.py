@@ -37,6 +37,9 @@ class Candidate:
     """Of the pending tokens, those of the prompt that was sent first: it is computed now."""
     head_started_s: float = 0.0
     """When that one's turn came (seconds, on the router's clock)."""
+    answered_requests: int = 0
+    """Of the pending requests, those to which the worker has answered: what decodes is among
+    them."""
     prefill_tokens_per_s: float = 0.0
     """As measured; 0: not yet."""
     exposed_transfer_s: float = 0.0
@@ -53,6 +56,9 @@ class Candidate:
     queued_tokens: int = field(init=False)
     """Tokens to compute before a prompt that comes now, had the first one only begun."""
     num_running: int = field(init=False)
+    num_decoding: int = field(init=False)
+    """Of the running ones, those that a prompt would delay if it were computed there now. A request
+    whose prompt is still computed elsewhere is none of them."""
     num_available: int = field(init=False)
     """Blocks that a request could get."""
     used_blocks: int = field(init=False)
@@ -72,6 +78,7 @@ class Candidate:
         num_of_others = max(0, num_reported - self.reported_requests)
         num_running = num_of_others + self.pending_requests
         object.__setattr__(self, "num_running", num_running)
+        object.__setattr__(self, "num_decoding", num_of_others + self.answered_requests)
         num_available = load.free_blocks + load.cached_blocks
         object.__setattr__(self, "num_available", num_available)
         object.__setattr__(self, "used_blocks", descriptor.num_blocks - num_available)

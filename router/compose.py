@@ -82,6 +82,8 @@ class ServiceComponents:
     """Pools that must have a worker before the router is ready for the first time."""
     configured: Mapping[Role, int] = field(default_factory=dict)
     """Workers that each pool should have."""
+    prices_per_hour: Mapping[Role, float] = field(default_factory=dict)
+    """What a worker of each pool costs."""
     must_cross: bool = False
     """Path pd is forced: the router is ready only while every expected pool has a worker."""
     store: MemberStore | None = None
@@ -158,6 +160,10 @@ def compose_service(components: RouterComponents, parts: ServiceComponents) -> R
             metrics.QUEUED: admission.queued_by_tier,
             metrics.REFUSED: lambda: admission.num_refused,
             metrics.WORKERS: status.live_by_role,
+            metrics.POOL_PRICE: lambda: {
+                role: num_live * parts.prices_per_hour.get(Role(role), 0.0)
+                for role, num_live in status.live_by_role().items()
+            },
             metrics.API_KEYS: parts.keyring.num_by_state,
             metrics.CERTIFICATE_ENDS: parts.read_certificate_ends,
             metrics.PROBLEMS: status.num_by_problem,

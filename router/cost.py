@@ -66,11 +66,20 @@ class Cost:
     """By which the fetch would be late."""
     is_preferred: bool = False
     """The request's key used it before."""
+    delay_s: float = 0.0
+    """What the sequences that decode there lose together, if each waits for this prompt."""
+    measured_tokens_per_s: float = 0.0
+    """The worker's speed, if it was measured; 0: it was not."""
 
     @property
     def total_s(self) -> float:
         """Seconds to the first token."""
         return self.prefill_s + self.transfer_s + self.decode_s + self.fetch_s
+
+    @property
+    def price_s(self) -> float:
+        """Seconds to the first token, and those that others lose by it."""
+        return self.total_s + self.delay_s
 
 
 class Prediction:
@@ -177,31 +186,35 @@ class Prediction:
         most = c.head_tokens - 1
         return c.queued_tokens - (done if done < most else most)
 
-    def compute_s(self, c: Candidate) -> float:
-        """Seconds for this prompt alone."""
-        return self.uncached_tokens(c) / self.tokens_per_s(c)
-
-    def cost(self, c: Candidate, *, has_transfer: bool) -> Cost:
-        """Predict for one worker."""
+    def cost(self, c: Candidate, receiver: WorkerId | None = None) -> Cost:
+        """Predict for one worker; its KV goes to `receiver`, or stays there if that is None."""
         tokens_per_s = self.tokens_per_s(c)
         cached_tokens = self.cached_tokens(c)
         fetch = self.fetch(c)
         num_gained = fetch.num_gained if fetch is not None else 0
         uncached_tokens = self._num_tokens - cached_tokens - num_gained
         queued_tokens = self.queued_tokens(c, tokens_per_s)
+        late_s = 0.0
+        num_running = c.num_running
+        num_delayed = c.num_decoding
+        if receiver is not None:
+            late_s = c.exposed_by_receiver.get(receiver, c.exposed_transfer_s)
+            num_running = num_delayed = 0
         return Cost(
             worker_id=c.worker_id,
             cached_tokens=cached_tokens,
             uncached_tokens=uncached_tokens,
             queued_tokens=round(queued_tokens),
             prefill_s=(queued_tokens + uncached_tokens) / tokens_per_s,
-            transfer_s=c.exposed_transfer_s if has_transfer else 0.0,
-            decode_s=0.0 if has_transfer else c.num_running * self._sequence_tokens / tokens_per_s,
-            weighed_s=self._weights((c,), has_transfer=has_transfer)[0],
+            transfer_s=late_s,
+            decode_s=num_running * self._sequence_tokens / tokens_per_s,
+            weighed_s=self._weights((c,), has_transfer=receiver is not None)[0],
             source=fetch.source.worker_id if fetch is not None else "",
             fetched_tokens=num_gained,
             fetch_s=fetch.exposed_s if fetch is not None else 0.0,
             is_preferred=c.worker_id in self._preferred,
+            delay_s=num_delayed * uncached_tokens / tokens_per_s,
+            measured_tokens_per_s=c.prefill_tokens_per_s,
         )
 
     def _weights(self, pool: Sequence[Candidate], *, has_transfer: bool) -> list[float]:
@@ -287,8 +300,7 @@ class Prediction:
 
     def receiver(self, sender: Candidate, pool: Sequence[Candidate]) -> Candidate:
         """Choose who decodes: by room, by sequences and late transfers, by blocks in use."""
-        roomy, full = self._by_room(pool)
-        pool = roomy or full
+        pool = self.with_room(pool)
         weights: Sequence[float] = self._num_sequences(pool)
         known = sender.exposed_by_receiver
         if known:
@@ -318,6 +330,11 @@ class Prediction:
             return [c.used_blocks for c in pool]
         num_held = self._held_blocks.get
         return [c.used_blocks - num_held(c.worker_id, 0) for c in pool]
+
+    def with_room(self, pool: Sequence[Candidate]) -> Sequence[Candidate]:
+        """Return the workers that could hold the prompt now; all, if none could."""
+        roomy, full = self._by_room(pool)
+        return roomy or full
 
     def _by_room(self, pool: Sequence[Candidate]) -> tuple[list[Candidate], list[Candidate]]:
         """Split workers into those that could hold the prompt now, and the others."""

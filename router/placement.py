@@ -15,6 +15,7 @@ from core.session import WorkerDescriptor
 from core.types import GenerateRequest, Path
 from router.candidate import Candidate
 from router.cost import DEFAULT_RULES, Cost, Prediction
+from router.path_choice import choose_path
 from router.prefix_sources import Fetch, PrefixSources
 
 MAX_SHOWN = 8
@@ -67,7 +68,8 @@ def choose(
     request: GenerateRequest,
     constraints: PlacementConstraints,
     held_blocks: Mapping[WorkerId, int] = NOTHING_HELD,
-    now_s: float = 0.0,
+    *,
+    now_s: float,
     sources: PrefixSources | None = None,
 ) -> Placement:
     """Choose path and workers, in one pass over the candidates.
@@ -118,14 +120,14 @@ def choose(
         return _local(prediction.local(pool, MAX_SHOWN), prediction, reason, ())
     if constraints.rules.path == "pd":
         return _across(pair, prediction, "path pd is forced", ())
-    worthwhile = _worthwhile(decode, pair, prediction, constraints)
-    local = prediction.local(worthwhile, MAX_SHOWN)
-    if local:
-        reason = _why_local(local[0], pair.sender, prediction, constraints)
-        if reason:
-            return _local(local, prediction, reason, pair.costs)
-    # What the receiver would take alone is what crossing is worth, also where no other is asked.
-    return _across(pair, prediction, "prompt is worth a transfer", local or (pair.receiver,))
+    local = _serving_alone(decode, pair, prediction, constraints)
+    across = prediction.cost(pair.sender, pair.receiver.worker_id)
+    found = choose_path(across, _local_costs(local, prediction), constraints.rules)
+    if found.local is None:
+        return _across(pair, prediction, found.reason, local)
+    chosen = found.local.worker_id
+    best = sorted(local, key=lambda c: c.worker_id != chosen)
+    return _local(best, prediction, found.reason, pair.costs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,45 +168,26 @@ def _local(
 
 
 def _local_costs(best: Sequence[Candidate], prediction: Prediction) -> tuple[Cost, ...]:
-    return tuple(prediction.cost(c, has_transfer=False) for c in best)
+    return tuple(prediction.cost(c) for c in best)
 
 
-def _worthwhile(
+def _serving_alone(
     decode: Sequence[Candidate],
     pair: _Pair,
     prediction: Prediction,
     constraints: PlacementConstraints,
 ) -> Sequence[Candidate]:
-    """Find the decode workers that could serve a request alone: they must compute little or less.
+    """Find the decode workers that could serve a request alone, the best first.
 
-    Which is every one of them for a short prompt, and the holders of its prefix for a long one.
+    They compute little, or less than the sender: for a short prompt this is every one of them, for
+    a long one the holders of its prefix. And the receiver, at which the fewest sequences decode.
     """
     num_tokens = prediction.uncached_tokens(pair.sender)
-    return prediction.computing_less(decode, max(constraints.rules.local_below_tokens, num_tokens))
-
-
-def _why_local(
-    local: Candidate,
-    sender: Candidate,
-    prediction: Prediction,
-    constraints: PlacementConstraints,
-) -> str:
-    """Say why a request that may cross should not; nothing if it should."""
-    cost = prediction.cost(local, has_transfer=False)
-    if cost.uncached_tokens < constraints.rules.local_below_tokens:
-        tokens = f"{cost.uncached_tokens} tokens"
-        if cost.cached_tokens:
-            tokens += f", without {cost.cached_tokens} cached at {cost.worker_id},"
-        return f"prompt of {tokens} is below {constraints.rules.local_below_tokens}"
-    across = prediction.cost(sender, has_transfer=True)
-    # A prompt that is computed beside decoding sequences delays each of them.
-    delay_s = local.num_running * prediction.compute_s(local)
-    if cost.cached_tokens > across.cached_tokens and cost.total_s + delay_s < across.total_s:
-        return (
-            f"{cost.worker_id} holds {cost.cached_tokens} tokens: {cost.total_s * 1e3:.0f} ms "
-            f"there, {across.total_s * 1e3:.0f} ms across"
-        )
-    return ""
+    limit = max(constraints.rules.local_below_tokens, num_tokens)
+    local = prediction.local(prediction.computing_less(decode, limit), MAX_SHOWN)
+    if all(c is not pair.receiver for c in local):
+        local = [*local[: MAX_SHOWN - 1], pair.receiver]
+    return prediction.with_room(local)
 
 
 def _by_role(
@@ -249,9 +232,10 @@ def _best_pair(
                     c for c in receivers if (incarnation, c.descriptor.incarnation) not in excluded
                 ]
             if receivers:
+                receiver = prediction.receiver(sender, receivers)
                 shown = best[:MAX_SHOWN]
-                costs = tuple(prediction.cost(c, has_transfer=True) for c in shown)
-                return _Pair(sender, prediction.receiver(sender, receivers), costs)
+                costs = tuple(prediction.cost(c, receiver.worker_id) for c in shown)
+                return _Pair(sender, receiver, costs)
     return None
 
 

@@ -58,4 +58,6 @@ class Placer:
             in_pools = self._prefixes.in_pools(names, published)
             sources = self._fetches.sources(candidates, in_pools, constraints)
         held = self._prefixes.held(names, published)
-        return choose(candidates, request, constraints, held, self._clock.now_s(), sources)
+        return choose(
+            candidates, request, constraints, held, now_s=self._clock.now_s(), sources=sources
+        )

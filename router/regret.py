@@ -4,9 +4,11 @@ Owns the comparison, over the phases that a prediction covers: the worker's queu
 the prompt, the exposed transfer. Does not know who measures them.
 
     error  = measured - predicted of the candidate that was chosen
-    regret = measured - the least predicted of the others
+    regret = measured + its predicted delay of others - the least price of the other candidates
 
-A regret above zero says that another candidate would have been faster, if its prediction is true.
+A price is what was predicted, and what others lose by it: the paths are compared as they were when
+one was chosen. A regret above zero says that another candidate would have been cheaper, if its
+prediction is true.
 """
 
 from __future__ import annotations
@@ -41,9 +43,15 @@ class Regret:
     """One placement in hindsight (seconds)."""
 
     measured: MeasuredCost
-    predicted_s: float
+    predicted: Cost
+    """Of the candidate that was chosen."""
     best_other: tuple[Path, Cost] | None
-    """The candidate that was predicted to be fastest of those not chosen; None: there was none."""
+    """The candidate of the least price of those not chosen; None: there was none."""
+
+    @property
+    def predicted_s(self) -> float:
+        """What the same phases were to take."""
+        return self.predicted.total_s
 
     @property
     def error_s(self) -> float:
@@ -52,10 +60,10 @@ class Regret:
 
     @property
     def regret_s(self) -> float | None:
-        """By how much it took longer than the best other was predicted to; negative: less long."""
+        """By how much it cost more than the best other was predicted to; negative: less."""
         if self.best_other is None:
             return None
-        return self.measured.total_s - self.best_other[1].total_s
+        return self.measured.total_s + self.predicted.delay_s - self.best_other[1].price_s
 
 
 def regret_of(placement: Placement, measured: MeasuredCost) -> Regret | None:
@@ -71,5 +79,5 @@ def regret_of(placement: Placement, measured: MeasuredCost) -> Regret | None:
     if own is None:
         return None
     others = [(path, cost) for (path, _), cost in costs.items()]
-    best = min(others, key=lambda other: other[1].total_s, default=None)
-    return Regret(measured, own.total_s, best)
+    best = min(others, key=lambda other: other[1].price_s, default=None)
+    return Regret(measured, own, best)

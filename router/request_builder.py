@@ -177,6 +177,7 @@ class RequestBuilder:
             scope=self._scope(params, token_ids),
             tenant=params.identity.tenant,
             tier=tier,
+            prices=self._tiers.by_name[tier].prices,
             affinity=affinity,
             keeps_prefix=keeps_prefix,
             trace=params.trace,

@@ -178,6 +178,9 @@ class RequestState:
 
     def usage(self) -> Usage:
         """Token counts so far."""
-        return Usage(
-            len(self.request.token_ids), self.num_output_tokens, self.timings.cached_tokens
-        )
+        counts = len(self.request.token_ids), self.num_output_tokens, self.timings.cached_tokens
+        prices = self.request.prices
+        if prices is None:
+            return Usage(*counts)
+        num_prompt, num_output, num_cached = counts
+        return Usage(*counts, cost=prices.cost(num_prompt, num_cached, num_output))

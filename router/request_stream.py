@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
+from itertools import chain, groupby
 from typing import Protocol
 
 from core.errors import ServingError, SlowReader
@@ -21,6 +22,7 @@ from core.types import (
     TextDelta,
 )
 from router.request_state import Emit, RunKey
+from router.turns import Turns
 
 OnEnded = Callable[[RequestEnded | None], None]
 """Gets a request's end; None if it never began to run."""
@@ -68,14 +70,16 @@ class RequestStream:
         self,
         runner: RequestRunner,
         request: GenerateRequest,
-        wake: asyncio.Event,
+        turns: Turns,
+        has_events: asyncio.Event,
         on_ended: OnEnded = lambda _: None,
     ) -> None:
-        """Start the request; each event sets `wake`, and `on_ended` is called once."""
+        """Start the request; `turns` sets `has_events`, and `on_ended` is called once."""
         self.request = request
         self.is_over = False
         self._runner = runner
-        self._wake = wake
+        self._turns = turns
+        self._has_events = has_events
         self._events: deque[RequestEvent] = deque()
         # A resuming client has these positions; without them its credit would begin at nothing.
         self._taken: dict[int, int] = dict(enumerate(request.resume_from))
@@ -94,10 +98,13 @@ class RequestStream:
         if isinstance(event, RequestEnded):
             self._ended = event
         self._events.append(event)
-        self._wake.set()
+        self._turns.wake(self._has_events)
 
     def take(self) -> list[RequestEvent]:
-        """Return the events since the last call; `RequestEnded` is the last of all."""
+        """Return the events since the last call; `RequestEnded` is the last of all.
+
+        While the router is behind, the tokens of a choice come as one event.
+        """
         events = list(self._events)
         self._events.clear()
         for event in events:
@@ -113,7 +120,8 @@ class RequestStream:
             self._runner.consumed(
                 self.request.run_key, min(self._taken[c] for c in self._open_choices)
             )
-        return [e for e in events if not isinstance(e, ChoiceFinished) or e.is_new]
+        shown = [e for e in events if not isinstance(e, ChoiceFinished) or e.is_new]
+        return _joined(shown) if self._turns.is_behind else shown
 
     async def close(self, reason: ServingError | None = None) -> None:
         """End the request if it still runs, and wait until it is gone.
@@ -128,6 +136,31 @@ class RequestStream:
         await asyncio.gather(self._task, return_exceptions=True)
 
 
+def _joined(events: list[RequestEvent]) -> list[RequestEvent]:
+    """Make one event of the tokens of a choice that follow one another."""
+    joined: list[RequestEvent] = []
+    for choice, some in groupby(events, _choice_of_tokens):
+        if choice is None:
+            joined += some
+            continue
+        deltas = [event for event in some if isinstance(event, TextDelta)]
+        joined.append(
+            TextDelta(
+                choice,
+                deltas[0].position,
+                tuple(chain.from_iterable(delta.token_ids for delta in deltas)),
+                "".join([delta.text for delta in deltas]),
+                tuple(chain.from_iterable(delta.logprobs for delta in deltas)),
+            )
+        )
+    return joined
+
+
+def _choice_of_tokens(event: RequestEvent) -> int | None:
+    """Return the choice of new tokens; a tail without tokens stays alone, with its position."""
+    return event.choice if isinstance(event, TextDelta) and event.token_ids else None
+
+
 class StreamGroup:
     """The requests behind one reply: one for each prompt."""
 
@@ -135,13 +168,16 @@ class StreamGroup:
         self,
         runner: RequestRunner,
         requests: Sequence[GenerateRequest],
+        turns: Turns,
         on_ended: OnEnded = lambda _: None,
     ) -> None:
-        """Start them all; `on_ended` is called once for each."""
-        self._wake = asyncio.Event()
+        """Start them all; `turns` wakes the consumer, `on_ended` is called once for each."""
+        self._has_events = asyncio.Event()
         self._streams = [
-            RequestStream(runner, request, self._wake, on_ended) for request in requests
+            RequestStream(runner, request, turns, self._has_events, on_ended)
+            for request in requests
         ]
+        self._reminder: asyncio.TimerHandle | None = None
 
     @property
     def requests(self) -> list[GenerateRequest]:
@@ -154,21 +190,28 @@ class StreamGroup:
         Returns:
             An empty list if none arrived within `timeout_s`.
         """
+        loop = asyncio.get_running_loop()
+        idle_at = None if timeout_s is None else loop.time() + timeout_s
         while True:
             # Cleared before looking, so that an event in between wakes the wait below.
-            self._wake.clear()
+            self._has_events.clear()
             events = [
                 (index, event)
                 for index, stream in enumerate(self._streams)
                 for event in stream.take()
             ]
-            if events:
+            if events or (idle_at is not None and loop.time() >= idle_at):
                 return events
-            try:
-                async with asyncio.timeout(timeout_s):
-                    await self._wake.wait()
-            except TimeoutError:
-                return []
+            # Most waits end long before: one timer serves them all, and is set again when it ends
+            # before its wait does.
+            if idle_at is not None and self._reminder is None:
+                self._reminder = loop.call_at(idle_at, self._remind)
+            await self._has_events.wait()
+
+    def _remind(self) -> None:
+        """Let the consumer look at the time."""
+        self._reminder = None
+        self._has_events.set()
 
     @property
     def is_admitted(self) -> bool:
@@ -182,4 +225,7 @@ class StreamGroup:
 
     async def close(self, reason: ServingError | None = None) -> None:
         """End what still runs; without a reason, because the client has left."""
+        if self._reminder is not None:
+            self._reminder.cancel()
+            self._reminder = None
         await asyncio.gather(*(stream.close(reason) for stream in self._streams))

@@ -36,6 +36,7 @@ from router.request_builder import RequestBuilder
 from router.request_params import RequestParams, ServedModel, num_choices
 from router.request_stream import RequestRunner, StreamGroup
 from router.text.detokenizing import TextModel
+from router.turns import Turns
 
 MAX_DETOKENIZE_TOKENS = 1 << 18
 
@@ -83,6 +84,7 @@ class GenerationService:
         self._tokenizer = tokenizer
         self._canary = canary
         self._clock = clock
+        self._turns = Turns()
         self._started_at = clock.now_s()
 
     # --- requests ---------------------------------------------------------------------------------
@@ -150,14 +152,14 @@ class GenerationService:
     def open(self, *requests: GenerateRequest, charge: ReplyCharge | None = None) -> StreamGroup:
         """Start requests; their events come through the group, and their ends settle `charge`."""
         if charge is None:
-            return StreamGroup(self._runner, requests)
+            return StreamGroup(self._runner, requests, self._turns)
 
         def request_ended(ended: RequestEnded | None) -> None:
             cost = charge.request_ended(ended)
             if cost is not None:
                 self.explanations.note_cost((r.run_key for r in requests), cost)
 
-        return StreamGroup(self._runner, requests, request_ended)
+        return StreamGroup(self._runner, requests, self._turns, request_ended)
 
     def explain_request(self, names: Sequence[str], identity: Identity) -> dict[str, Any]:
         """Say why a request that has ended went where it did; tenants see their own.

@@ -158,7 +158,8 @@ def _could_place(router: SimRouter, run: RequestState) -> bool:
         must_be_local=len(run.choices) > 1 and any(c.token_ids for c in run.choices),
     )
     try:
-        choose(router.sessions.candidates(), run.request, constraints)
+        now_s = asyncio.get_running_loop().time()
+        choose(router.sessions.candidates(), run.request, constraints, now_s=now_s)
     except NoWorker:
         return False
     return True

@@ -234,7 +234,7 @@ class Replay:
             GenerateRequest(job.run_id, "", token_ids, SamplingParams(), 0, 0.0),
             self._constraints,
             held,
-            now_s,
+            now_s=now_s,
         )
         return self._by_id[placement.prefill.worker_id], placement.uncached_tokens
 
@@ -269,7 +269,7 @@ class Replay:
     def _finish(self, worker: _Worker, job: _Job, num_tokens: int, now_s: float) -> None:
         worker.finish(job)
         worker.computed_tokens += num_tokens
-        worker.load.measured(num_tokens, num_tokens / self._plan.prefill_tokens_per_s)
+        worker.load.measured(num_tokens, num_tokens / self._plan.prefill_tokens_per_s, now_s)
         worker.load.remove(job.run_id, now_s)
         self._expected.answered(job.run_id, now_s)
         self._cached_tokens += job.request.input_tokens - num_tokens

@@ -21,6 +21,7 @@ from router.orchestrator import Orchestrator
 from router.request_state import Emit
 from router.request_stream import OnEnded, RequestStream
 from router.tiers import Tiers
+from router.turns import Turns
 from simulation.network import SimNetwork, on_node
 from simulation.ports import InlineDecoder, NodeClock
 from simulation.shape import CLUSTER_KEY, HASH_KEY
@@ -70,6 +71,7 @@ class SimRouter:
         self.admission = core.admission
         self.attempts = core.attempts
         self.orchestrator = core.orchestrator
+        self.turns = Turns()
         _trap_emit(self.orchestrator, world.traps)
         self.mirror = MembershipMirror(
             world.store,
@@ -97,7 +99,8 @@ class SimRouter:
     ) -> RequestStream:
         """Start a request as the router's servers do; `wake` is also set when the router dies."""
         self.connected(wake)
-        return self.context.copy().run(RequestStream, self.orchestrator, request, wake, on_ended)
+        context = self.context.copy()
+        return context.run(RequestStream, self.orchestrator, request, self.turns, wake, on_ended)
 
     def connected(self, wake: asyncio.Event) -> None:
         """Set `wake` if the router dies."""

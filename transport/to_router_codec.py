@@ -8,7 +8,7 @@ To add a field of `Load` or `WorkerTiming`: both are taken by their fields' name
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import fields
 
 from core.errors import from_wire, to_wire
@@ -173,7 +173,10 @@ def _logprobs_to_wire(logprobs: tuple[Logprob, ...]) -> list[pb.TokenLogprob]:
     ]
 
 
-def _logprobs_from_wire(wire: Iterable[pb.TokenLogprob]) -> tuple[Logprob, ...]:
+def _logprobs_from_wire(wire: Sequence[pb.TokenLogprob]) -> tuple[Logprob, ...]:
+    # Every token passes here twice, and nearly none has any.
+    if not wire:
+        return ()
     return tuple(
         Logprob(t.token_id, t.logprob, tuple((top.token_id, top.logprob) for top in t.top))
         for t in wire

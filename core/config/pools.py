@@ -77,6 +77,13 @@ class PoolConfig(Node):
     rank_num_gpus: float = Field(
         0.0, ge=0, description="GPUs Ray reserves for each of several ranks"
     )
+    price_per_hour: float = Field(
+        0.0,
+        ge=0,
+        le=1e9,
+        description="what one worker costs you an hour, in your currency; for the cost per million "
+        "tokens in `baton_pool_price_per_hour`",
+    )
     node_label: str = Field(
         "", description="value of the node label baton.role a worker needs; empty: any node"
     )

@@ -107,6 +107,13 @@ class PlacementConfig(Node):
         description="auto: a prompt of which the local worker must compute fewer tokens than "
         "this stays local; without a prefix index, every token of a prompt counts",
     )
+    min_local_saving: float = Field(
+        0.25,
+        ge=0,
+        le=1,
+        description="auto: share of the price of path pd that a longer prompt must save to stay "
+        "local; 1: only `local_below_tokens` keeps prompts local",
+    )
     peer_fetch: bool = Field(
         default=True,
         description="let a worker fetch what another one has cached of a prompt, where that is "

@@ -15,10 +15,11 @@ from pydantic import Field
 from core.config.node import Node, Seconds
 from core.config.pools import ModelConfig
 from core.config.router import RouterConfig
-from core.types import CANARY_TIER, DEFAULT_TIER
+from core.types import CANARY_TIER, DEFAULT_TIER, Prices
 
 MAX_TIERS = 16
 """Each is a label of several metrics."""
+MAX_PRICE = 1e9
 RESERVED = ("auto", DEFAULT_TIER, CANARY_TIER)
 _NAME = re.compile(r"[a-z][a-z0-9_-]{0,31}")
 Weight = Annotated[float, Field(ge=0.001, le=1000)]
@@ -79,6 +80,22 @@ class TierConfig(Node):
         description="prompt tokens and max_tokens of one API key's requests in any minute, over "
         "all routers; 0: no limit",
     )
+    prompt_price_per_mtok: float = Field(
+        0.0,
+        ge=0,
+        le=MAX_PRICE,
+        description="what a million prompt tokens cost the caller, in your currency; answers and "
+        "`baton_cost_total` then say what each request cost; all prices 0: nothing is said",
+    )
+    cached_price_per_mtok: float | None = Field(
+        None,
+        ge=0,
+        le=MAX_PRICE,
+        description="the same for those that a prefix cache had; none: as for the others",
+    )
+    output_price_per_mtok: float = Field(
+        0.0, ge=0, le=MAX_PRICE, description="the same for output tokens"
+    )
     tenant_weights: dict[str, Weight] = Field(
         default_factory=dict,
         description="by tenant: turns at its permits for each turn of a tenant that is not named",
@@ -88,6 +105,14 @@ class TierConfig(Node):
         description="how much longer than others' its blocks stay in the storage tiers of "
         "prefix_cache",
     )
+
+    @property
+    def prices(self) -> Prices | None:
+        """Its prices; None if it names none."""
+        cached = self.cached_price_per_mtok
+        prompt = self.prompt_price_per_mtok
+        prices = Prices(prompt, prompt if cached is None else cached, self.output_price_per_mtok)
+        return prices if prices != Prices(0.0, 0.0, 0.0) else None
 
 
 BUILT_IN: Mapping[str, Mapping[str, float]] = {

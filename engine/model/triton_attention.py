@@ -35,15 +35,15 @@ if HAS_TRITON:
 
     # Not compiled anew for widths of tables that 16 divides.
     @triton.jit(do_not_specialize=["table_stride"])  # type: ignore[untyped-decorator,unused-ignore]
-    def _attend(  # type: ignore[no-untyped-def] # noqa: ANN202, PLR0913, PLR0915
-        q_ptr,  # noqa: ANN001
-        kv_ptr,  # noqa: ANN001
-        out_ptr,  # noqa: ANN001
-        tiles_ptr,  # noqa: ANN001
-        tables_ptr,  # noqa: ANN001
-        table_stride,  # noqa: ANN001
-        scale,  # noqa: ANN001
-        softcap,  # noqa: ANN001
+    def _attend(  # type: ignore[no-untyped-def]
+        q_ptr,
+        kv_ptr,
+        out_ptr,
+        tiles_ptr,
+        tables_ptr,
+        table_stride,
+        scale,
+        softcap,
         NUM_KV_HEADS: tl.constexpr,
         GROUP: tl.constexpr,
         PADDED_GROUP: tl.constexpr,

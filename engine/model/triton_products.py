@@ -41,14 +41,14 @@ if HAS_TRITON:
 
     # Not compiled anew for numbers of rows that 16 divides.
     @triton.jit(do_not_specialize=["num_rows"])  # type: ignore[untyped-decorator,unused-ignore]
-    def _multiply(  # type: ignore[no-untyped-def] # noqa: ANN202, PLR0913
-        x_ptr,  # noqa: ANN001
-        w_ptr,  # noqa: ANN001
-        bias_ptr,  # noqa: ANN001
-        y_ptr,  # noqa: ANN001
-        num_rows,  # noqa: ANN001
-        num_outputs,  # noqa: ANN001
-        num_inputs,  # noqa: ANN001
+    def _multiply(  # type: ignore[no-untyped-def]
+        x_ptr,
+        w_ptr,
+        bias_ptr,
+        y_ptr,
+        num_rows,
+        num_outputs,
+        num_inputs,
         HAS_BIAS: tl.constexpr,
         IS_EVEN: tl.constexpr,
         ROWS: tl.constexpr,

@@ -30,6 +30,7 @@ def usage(counted: Usage) -> pb.Usage:
         completion_tokens=counted.completion_tokens,
         total_tokens=counted.prompt_tokens + counted.completion_tokens,
         cached_tokens=counted.cached_tokens,
+        cost=counted.cost,
     )
 
 

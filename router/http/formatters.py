@@ -16,6 +16,10 @@ from core.types import ChoiceFinished, Logprob, RequestTiming, TextDelta, Usage
 from router.http.logprobs import Legacy, LogprobShapes, joined
 from router.text.detokenizing import TextModel, TextOffsets
 
+COST_DIGITS = 12
+"""Behind the point: a token's price has six more than a million's, and sums of binary fractions end
+in noise."""
+
 
 @dataclass(frozen=True, slots=True)
 class ReplyOptions:
@@ -34,13 +38,15 @@ class ReplyOptions:
 
 
 def usage_body(u: Usage) -> dict[str, Any]:
-    """Return OpenAI's usage object, always with cached tokens."""
+    """Return OpenAI's usage object, always with cached tokens; with the cost where one is known."""
+    cost = {} if u.cost is None else {"cost": round(u.cost, COST_DIGITS)}
     return {
         "prompt_tokens": u.prompt_tokens,
         "completion_tokens": u.completion_tokens,
         "total_tokens": u.prompt_tokens + u.completion_tokens,
         "prompt_tokens_details": {"cached_tokens": u.cached_tokens},
         "completion_tokens_details": {"reasoning_tokens": 0},
+        **cost,
     }
 
 

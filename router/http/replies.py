@@ -102,10 +102,12 @@ class Reply:
     def usage(self) -> Usage:
         """Token counts over all prompts so far."""
         done = 0 if self.options.is_echo_only else sum(u.completion_tokens for u in self._usages)
+        costs = [u.cost for u in self._usages if u.cost is not None]
         return Usage(
             sum(u.prompt_tokens for u in self._usages),
             done,
             sum(u.cached_tokens for u in self._usages),
+            sum(costs) if costs else None,
         )
 
     @property

@@ -23,6 +23,7 @@ from core.timeline import Timeline
 from core.types import Path, RequestEnded, RequestTiming, Usage
 from router.calls import ADDRESS_CLASSES, Call, outcome_of
 from router.observe import attainment
+from router.observe.gap_histogram import GapHistogram
 from router.prefix_outcome import HIT_TIERS, STALE_CAUSES, PromptOutcome, TokenOutcome
 from router.refusals import CODES, OTHER
 from router.request_state import RequestState
@@ -73,8 +74,10 @@ class Telemetry:
         self._histograms = {
             m: meter.create_histogram(m.name, description=m.description)
             for m in metrics.ALL
-            if m.kind == "histogram"
+            if m.kind == "histogram" and m is not metrics.ITL
         }
+        self._gaps = GapHistogram(metrics.ITL, metrics.LATENCY_BUCKETS_S)
+        self._registry.register(self._gaps)
         for metric, read in gauges.items():
             meter.create_observable_gauge(
                 metric.name, [_observer(metric, read)], description=metric.description
@@ -114,7 +117,12 @@ class Telemetry:
         for tier in self._tiers:
             for result in attainment.RESULTS:
                 self._counters[metrics.SLO_REQUESTS].add(0, {"tier": tier, "result": result})
-            for metric in (metrics.PROMPT_TOKENS, metrics.OUTPUT_TOKENS, metrics.CACHED_TOKENS):
+            for metric in (
+                metrics.PROMPT_TOKENS,
+                metrics.OUTPUT_TOKENS,
+                metrics.CACHED_TOKENS,
+                metrics.COST,
+            ):
                 self._counters[metric].add(0, {"tier": tier})
 
     def request_ended(self, run: RequestState, ended: RequestEnded, server: str = "") -> None:
@@ -135,6 +143,8 @@ class Telemetry:
         self._counters[metrics.PROMPT_TOKENS].add(usage.prompt_tokens, labels)
         self._counters[metrics.OUTPUT_TOKENS].add(usage.completion_tokens, labels)
         self._counters[metrics.CACHED_TOKENS].add(usage.cached_tokens, labels)
+        if usage.cost is not None:
+            self._counters[metrics.COST].add(usage.cost, labels)
 
     def _count_transfers(self, timing: RequestTiming) -> None:
         """Count attempts, and what they moved between workers."""
@@ -161,8 +171,7 @@ class Telemetry:
             self._histograms[metrics.E2E].record(line.e2e_s)
             for phase, seconds in timing.phases().items():
                 self._histograms[metrics.PHASE].record(seconds, {"phase": phase})
-        for gap_s in line.itl_s:
-            self._histograms[metrics.ITL].record(gap_s, labels)
+        self._gaps.record(tier, line.itl_s)
 
     def _note_placement(self, timing: RequestTiming) -> None:
         """Record how far a prediction was off; histograms take nothing below zero."""

@@ -51,6 +51,7 @@ def _measured(regret: Regret) -> dict[str, Any]:
             "path": path.value,
             "worker": cost.worker_id,
             "total_ms": rounded_ms(cost.total_s),
+            "delay_ms": rounded_ms(cost.delay_s),
         }
         shown["regret_ms"] = rounded_ms(regret.regret_s)
     return shown
@@ -76,6 +77,7 @@ def _candidate(path: Path, cost: Cost) -> dict[str, Any]:
         "transfer_ms": rounded_ms(cost.transfer_s),
         "decode_ms": rounded_ms(cost.decode_s),
         "total_ms": rounded_ms(cost.total_s),
+        "delay_ms": rounded_ms(cost.delay_s),
         "weighed_ms": rounded_ms(cost.weighed_s),
         **({"is_preferred": True} if cost.is_preferred else {}),
     }

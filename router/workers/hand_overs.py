@@ -6,6 +6,7 @@ how a hand-over is timed.
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Mapping
 
@@ -31,6 +32,9 @@ class HandOvers:
 
     def note(self, receiver: WorkerId, exposed_s: float, now_s: float) -> None:
         """Take one hand-over into account."""
+        # What is no number would stay in the mean for ever.
+        if not 0 <= exposed_s < math.inf:
+            return
         mean_s = self.mean_s if self.by_receiver else exposed_s
         self.mean_s = mean_s + NEWEST_SHARE * (exposed_s - mean_s)
         known_s = self.by_receiver.get(receiver, exposed_s)

@@ -17,6 +17,9 @@ NEWEST_SHARE = 0.2
 """Weight of the newest prompt in a measured speed."""
 MIN_MEASURED_TOKENS = 32
 """A shorter prompt tells of a step's overhead, not of its speed."""
+SPEED_KEPT_S = 600.0
+"""A speed that no prompt confirmed for so long counts as not measured. Placement leaves a slow
+worker: without this, one bad moment would count for ever."""
 
 
 class WorkerLoad:
@@ -27,6 +30,8 @@ class WorkerLoad:
         self._descriptor = descriptor
         self._reported = Load()
         self._pending: set[RunId] = set()
+        self._answered: set[RunId] = set()
+        """Of the pending ones."""
         self._unanswered: dict[RunId, int] = {}
         """Tokens of each prompt, in the order in which they were sent."""
         self._head_started_s = 0.0
@@ -34,6 +39,7 @@ class WorkerLoad:
         self._num_reported_tokens = 0
         self._num_reported_requests = 0
         self._tokens_per_s = 0.0
+        self._measured_at_s = 0.0
         self._recent_work = 0.0
         self._hand_overs = HandOvers()
         # Placement reads every worker for every request, and few have changed since the last.
@@ -53,6 +59,7 @@ class WorkerLoad:
                 self._reported,
                 self._num_unanswered_tokens,
                 len(self._pending),
+                answered_requests=len(self._answered),
                 reported_tokens=self._num_reported_tokens,
                 reported_requests=self._num_reported_requests,
                 head_tokens=next(iter(self._unanswered.values()), 0),
@@ -68,6 +75,9 @@ class WorkerLoad:
         """Replace what the worker reported before."""
         if self._hand_overs.forget_old(now_s):
             self._candidate = None
+        if self._tokens_per_s and now_s - self._measured_at_s >= SPEED_KEPT_S:
+            self._tokens_per_s = 0.0
+            self._candidate = None
         own = self._num_unanswered_tokens, len(self._pending)
         if load != self._reported or own != (
             self._num_reported_tokens,
@@ -77,7 +87,7 @@ class WorkerLoad:
             self._num_reported_tokens, self._num_reported_requests = own
             self._candidate = None
 
-    def measured(self, num_tokens: int, seconds: float) -> None:
+    def measured(self, num_tokens: int, seconds: float, now_s: float) -> None:
         """Learn the worker's speed from a prompt of which it computed `num_tokens`."""
         # A worker's figures are not ours: what is no number would stay in the mean for ever.
         if num_tokens < MIN_MEASURED_TOKENS or not 0 < seconds < math.inf:
@@ -85,6 +95,7 @@ class WorkerLoad:
         newest = num_tokens / seconds
         known = self._tokens_per_s or newest
         self._tokens_per_s = known + NEWEST_SHARE * (newest - known)
+        self._measured_at_s = now_s
         self._candidate = None
 
     def handed_over(self, receiver: WorkerId, exposed_s: float, now_s: float) -> None:
@@ -109,6 +120,9 @@ class WorkerLoad:
 
     def answered(self, run_id: RunId, now_s: float) -> None:
         """Stop counting a run's prompt: it is computed, and delays no other."""
+        if run_id in self._pending and run_id not in self._answered:
+            self._answered.add(run_id)
+            self._candidate = None
         num_tokens = self._unanswered.pop(run_id, 0)
         if num_tokens:
             self._num_unanswered_tokens -= num_tokens
@@ -119,11 +133,13 @@ class WorkerLoad:
         """Stop counting a run."""
         self.answered(run_id, now_s)
         self._pending.discard(run_id)
+        self._answered.discard(run_id)
         self._candidate = None
 
     def clear(self) -> None:
         """Stop counting every run: the worker is lost, and they go elsewhere."""
         self._pending.clear()
+        self._answered.clear()
         self._unanswered.clear()
         self._num_unanswered_tokens = 0
         self._num_reported_tokens = 0

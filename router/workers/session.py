@@ -167,7 +167,7 @@ class WorkerSession:
 
     def measured(self, num_tokens: int, seconds: float) -> None:
         """Learn the worker's speed from a prompt of which it computed `num_tokens`."""
-        self._load.measured(num_tokens, seconds)
+        self._load.measured(num_tokens, seconds, self._clock.now_s())
 
     def handed_over(self, receiver: WorkerDescriptor, exposed_s: float) -> None:
         """Learn how late the worker's KV came to a receiver, behind the first token."""

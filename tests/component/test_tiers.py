@@ -24,7 +24,9 @@ class Answers:
         self.tiers.append(request.tier)
         emit(TextDelta(0, 0, (97,), "a"))
         emit(ChoiceFinished(0, FinishReason.LENGTH, position=1))
-        emit(RequestEnded(Usage(len(request.token_ids), 1)))
+        num_tokens = len(request.token_ids)
+        cost = None if request.prices is None else request.prices.cost(num_tokens, 0, 1)
+        emit(RequestEnded(Usage(num_tokens, 1, cost=cost)))
 
     def consumed(self, run_key, num_positions):
         pass
@@ -101,6 +103,32 @@ async def test_a_tier_that_a_key_may_not_have_is_refused_by_name(
         await asyncio.sleep(0.05)
     assert [(line["outcome"], line["tier"]) for line in lines] == [(code, "batch")] * 2
     assert servers.runner.tiers == []
+
+
+async def test_the_answer_says_what_it_cost_where_its_tier_has_prices(tmp_path):
+    prices = {"prompt_price_per_mtok": 2.0, "output_price_per_mtok": 6.0}
+    async with RouterServers(tmp_path, tiers={"batch": prices}).opened() as servers:
+        servers.service._runner = servers.runner = Answers()
+        async with servers.web("operator") as http:
+            for tier, cost in (("batch", 14e-6), ("standard", None)):
+                body = BODY | {"service_tier": tier}
+                reply = (await http.post("/v1/completions", json=body)).json()
+                assert reply["usage"]["prompt_tokens"] == 4
+                assert reply["usage"].get("cost") == cost
+                streamed = body | {"stream": True, "stream_options": {"include_usage": True}}
+                text = (await http.post("/v1/completions", json=streamed)).text
+                chunks = [json.loads(line[6:]) for line in text.split("\n\n") if "{" in line]
+                assert chunks[-1]["usage"].get("cost") == cost
+                two = (
+                    await http.post("/v1/completions", json=body | {"prompt": ["a", "b"]})
+                ).json()
+                assert two["usage"].get("cost") == (cost and 20e-6)
+        message = pb.GenerateRequest(text="abc", service_tier="batch")
+        whole = await servers.call("Generate", message, "operator")
+        assert whole.usage.cost == pytest.approx(14e-6)
+        message = pb.GenerateRequest(text="abc", service_tier="standard")
+        whole = await servers.call("Generate", message, "operator")
+        assert not whole.usage.HasField("cost")
 
 
 async def test_on_an_open_cluster_anybody_may_ask_for_any_tier(tmp_path):

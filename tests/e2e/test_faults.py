@@ -196,6 +196,7 @@ def test_on_ray_the_decode_worker_is_killed_survived_and_replaced_and_nothing_is
     start, monkeypatch
 ):
     monkeypatch.setenv("BATON_PLACEMENT__LOCAL_BELOW_TOKENS", "0")
+    monkeypatch.setenv("BATON_PLACEMENT__MIN_LOCAL_SAVING", "1")
     up = start()
     first = up.complete(**LONG).json()
     assert first["timing"]["path"] == "pd"

@@ -58,7 +58,7 @@ def simulated(rows):
     async def main():
         shape = ClusterShape(
             routers=2,
-            placement=PlacementConfig(path="auto", local_below_tokens=LOCAL_BELOW),
+            placement=PlacementConfig(local_below_tokens=LOCAL_BELOW, min_local_saving=1.0),
             router=RouterConfig(replicas=2),
             max_model_len=400,
         )

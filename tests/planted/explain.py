@@ -64,8 +64,8 @@ BUGS = [
     Bug(
         "nobody sees what a long prompt would have taken without a transfer",
         "router/placement.py",
-        "local or (pair.receiver,))",
-        "local)",
+        "        return _across(pair, prediction, found.reason, local)\n",
+        "        return _across(pair, prediction, found.reason, ())\n",
         "tests/unit/router/test_cost.py::test_why_says_what_each_candidate_would_have_cost",
     ),
     Bug(

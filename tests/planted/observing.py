@@ -140,4 +140,12 @@ BUGS = [
         "left_s / 2",
         "tests/simulation/test_late_reports.py",
     ),
+    Bug(
+        "a gap as long as a bound counts as longer",
+        "router/observe/gap_histogram.py",
+        "from bisect import bisect_left\n",
+        "from bisect import bisect_right as bisect_left\n",
+        "tests/unit/router/observe/test_gap_histogram.py"
+        "::test_a_gap_counts_in_every_bucket_from_its_own_on",
+    ),
 ]

@@ -66,9 +66,9 @@ BUGS = [
     ),
     Bug(
         "local_below_tokens counts what is cached",
-        "router/placement.py",
-        "    if cost.uncached_tokens < constraints.rules.local_below_tokens:",
-        "    if cost.uncached_tokens + cost.cached_tokens < constraints.rules.local_below_tokens:",
+        "router/path_choice.py",
+        "    if best.uncached_tokens < rules.local_below_tokens:",
+        "    if best.uncached_tokens + best.cached_tokens < rules.local_below_tokens:",
         f"{COST}::test_local_below_tokens_counts_what_the_local_worker_lacks",
     ),
     Bug(

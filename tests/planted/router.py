@@ -7,6 +7,7 @@ LINK_RULES = "tests/simulation/test_link_rules.py"
 CONTAINMENT = "tests/simulation/test_containment_rules.py"
 PLACEMENT = "tests/unit/router/test_placement.py"
 PARTS = "tests/unit/router/test_admission.py"
+TURNS = "tests/unit/router/test_turns.py"
 
 BUGS = [
     Bug(
@@ -180,8 +181,8 @@ BUGS = [
     Bug(
         "a full decode worker is chosen for its few sequences",
         "router/cost.py",
-        "        pool = roomy or full\n",
-        "        pool = [*roomy, *full]\n",
+        "        return roomy or full\n",
+        "        return [*roomy, *full]\n",
         f"{PLACEMENT}::test_room_for_the_prompt_comes_before_few_sequences",
     ),
     Bug(
@@ -254,5 +255,36 @@ BUGS = [
         "        age_s=max(0.0, now_s - run.timeline.received_at),\n",
         "",
         f"{LINK_RULES}::test_a_submit_carries_the_age_of_its_request",
+    ),
+    Bug(
+        "a router that is behind wakes all consumers at once",
+        "router/turns.py",
+        "            self._num_woken += 1\n",
+        "",
+        f"{TURNS}::test_so_many_are_woken_in_a_turn_and_the_others_after_them_in_order",
+    ),
+    Bug(
+        "whoever has a new token goes to the end of the line",
+        "router/turns.py",
+        "            self._waiting[consumer] = None\n",
+        "            self._waiting[consumer] = None\n"
+        "            self._waiting.move_to_end(consumer)\n",
+        f"{TURNS}::test_who_waits_keeps_its_place_and_has_only_one",
+    ),
+    Bug(
+        "a resuming client is sent again the tail that it has",
+        "router/request_stream.py",
+        "isinstance(event, TextDelta) and event.token_ids else None",
+        "isinstance(event, TextDelta) else None",
+        "tests/unit/router/test_request_stream.py"
+        "::test_tokens_of_a_choice_become_one_event_when_the_router_is_behind",
+    ),
+    Bug(
+        "a stream is kept alive no more after its first timer",
+        "router/request_stream.py",
+        "        self._reminder = None\n        self._has_events.set()\n",
+        "        self._has_events.set()\n",
+        "tests/unit/router/test_request_stream.py"
+        "::test_a_wait_without_events_ends_after_its_own_time_and_not_after_anothers",
     ),
 ]

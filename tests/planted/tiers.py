@@ -160,6 +160,21 @@ BUGS = [
         "::test_a_burst_is_refused_while_those_before_it_are_still_tokenized_or_charged",
     ),
     Bug(
+        "cached tokens are paid for twice",
+        "core/types.py",
+        "        prompt = (prompt_tokens - cached_tokens) * self.prompt_per_mtok",
+        "        prompt = prompt_tokens * self.prompt_per_mtok",
+        "tests/unit/core/test_types.py::test_a_cached_token_is_charged_once_at_its_own_price",
+    ),
+    Bug(
+        "the cost of the second prompt of a call is not said",
+        "router/http/replies.py",
+        "            sum(costs) if costs else None,",
+        "            costs[0] if costs else None,",
+        "tests/component/test_tiers.py"
+        "::test_the_answer_says_what_it_cost_where_its_tier_has_prices",
+    ),
+    Bug(
         "whoever is being charged is not counted",
         "router/service.py",
         "            charge = await self.charging.charge(",

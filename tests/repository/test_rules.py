@@ -210,7 +210,10 @@ def test_recorded_results_carry_commit_machine_and_command():
     results = list((ROOT / "benchmarks" / "results").glob("*.json"))
     assert results
     for path in results:
-        assert {"commit", "machine", "command"} <= set(json.loads(path.read_text())), path.name
+        recorded = set(json.loads(path.read_text()))
+        assert {"commit", "command"} <= recorded, path.name
+        # As `baton bench` says it, with the versions of all packages.
+        assert recorded & {"machine", "environment"}, path.name
 
 
 def test_the_reference_is_what_the_code_says():

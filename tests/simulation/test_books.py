@@ -55,6 +55,8 @@ BEGINS_ABOVE_0 = {
     "num_shards",
     "num_kv_heads",
     "num_tokens",
+    # By which a router divides a key's limit while the store is away.
+    "_num_routers",
     # One count for each tier.
     "_num_running",
     "num_refused",

@@ -81,6 +81,37 @@ def test_a_batch_that_lay_in_the_store_is_shown_as_lag_and_one_from_before_is_no
     run_virtual(main())
 
 
+def test_what_is_old_is_no_lag_however_many_reads_it_takes(monkeypatch):
+    """A store gives so many entries a read; a router that reads a whole content again has old ones
+    before it."""
+
+    async def main():
+        store = MemoryPrefixStore()
+        worker = Worker(store)
+        async with following(worker, store=store):
+            for n in range(5):
+                worker.compute([n, *PROMPT])
+                await asyncio.sleep(TURN_S)
+            read = store.read_log
+
+            async def read_one(positions, wait_s):
+                return {life: log[:1] for life, log in (await read(positions, wait_s)).items()}
+
+            monkeypatch.setattr(store, "read_log", read_one)
+            await asyncio.sleep(5.0)
+            later = PrefixFeed(
+                store, PrefixView(), lambda: {worker.life}, EntryCodec(KEY), LoopClock()
+            )
+            num_reads = 0
+            while later.view.num_entries < worker.pool.num_cached:
+                await later.read()
+                num_reads += 1
+            assert num_reads > 2
+            assert later.lag_s == 0.0
+
+    run_virtual(main())
+
+
 @pytest.mark.parametrize("mode", ["down", "slow"])
 def test_a_store_that_was_away_is_up_to_date_5_s_after_its_return(mode):
     async def main():

@@ -51,7 +51,8 @@ def config_of(dtype="float32", **changes):
             "prefill": {"replicas": 2, "engine": {"num_blocks": 512}},
             "decode": {"replicas": 2, "engine": {"num_blocks": 512}},
         },
-        "placement": {"local_below_tokens": 8},
+        # By length alone: what else a path costs depends on the machine.
+        "placement": {"local_below_tokens": 8, "min_local_saving": 1.0},
     }
     for dotted, value in changes.items():
         node = tree

@@ -55,7 +55,7 @@ FOUND: dict[str, Any] = {
         "total_ms": 84.0,
         "predicted_ms": 80.0,
         "error_ms": 4.0,
-        "best_other": {"path": "local", "worker": "d1", "total_ms": 95.0},
+        "best_other": {"path": "local", "worker": "d1", "total_ms": 95.0, "delay_ms": 2.0},
         "regret_ms": -11.0,
     },
 }
@@ -135,7 +135,7 @@ def test_a_name_is_shown_as_it_is_and_is_no_markup(monkeypatch):
                 **dict.fromkeys(("cached_tokens", "uncached_tokens", "queued_tokens"), 1),
                 "fetched_tokens": 0,
                 **dict.fromkeys(("fetch_ms", "prefill_ms", "transfer_ms", "decode_ms"), 1.0),
-                **dict.fromkeys(("total_ms", "weighed_ms"), 4.0),
+                **dict.fromkeys(("total_ms", "delay_ms", "weighed_ms"), 4.0),
             }
         ]
     }
@@ -151,7 +151,7 @@ def test_a_person_reads_what_it_took_who_tried_and_what_was_charged(monkeypatch)
         "path pd on p1 and d1: prompt is worth a transfer",
         "measured 84.0 ms (queue 3.0, prompt 71.0, exposed transfer 10.0)",
         "predicted 80.0 ms: error +4.0 ms",
-        "best other candidate: local on d1, 95.0 ms: regret -11.0 ms",
+        "best other candidate: local on d1, 95.0 ms and 2.0 ms for others: regret -11.0 ms",
         "attempt 0: pd on p1 and d1: draining (a move, no fault)",
         "attempt 1: pd on no worker: no_worker",
         "ok of tenant acme, 3.5 s ago at router-2; 100 prompt tokens, 48 cached; 7 output tokens",

@@ -1,18 +1,28 @@
 """What a request would cost on each worker, and whom that chooses."""
 
+import math
 from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.placing import choose
 
 from core.config import PlacementConfig
 from core.session import Load, Role, WorkerDescriptor
 from core.types import GenerateRequest, Path, SamplingParams
-from router.candidate import Candidate
-from router.cost import MAX_PREFERENCE_TOKENS, PREFERENCE, WORK_WEIGHT, Prediction
+from router.candidate import RECENT_S, Candidate
+from router.cost import (
+    FETCH_WEIGHT,
+    MAX_PREFERENCE_TOKENS,
+    OCCUPANCY_WEIGHT,
+    PREFERENCE,
+    WORK_WEIGHT,
+    Prediction,
+)
 from router.observe.why import why_of
-from router.placement import MAX_SHOWN, PlacementConstraints, choose
+from router.placement import MAX_SHOWN, PlacementConstraints
+from router.prefix_sources import FetchSpeeds, PrefixSources
 from router.workers.load import WorkerLoad
 
 DESCRIPTOR = WorkerDescriptor("w", Role.PREFILL, 1, "a", "b", "m", "digest", 16, 10_000, 65_536)
@@ -53,7 +63,7 @@ def test_a_first_block_that_all_prompts_share_does_not_gather_them_at_its_first_
 
 def test_the_last_token_is_always_computed():
     prediction = Prediction([worker("w")], 32, 1, {"w": 99}, 0.0)
-    cost = prediction.cost(worker("w"), has_transfer=True)
+    cost = prediction.cost(worker("w"), "d")
     assert (cost.cached_tokens, cost.uncached_tokens) == (16, 16)
     assert Prediction([], 33, 1, {"w": 99}, 0.0).cached_tokens(worker("w")) == 32
 
@@ -69,9 +79,9 @@ def test_what_must_be_computed_of_the_first_prompt_by_now_is_not_waited_for():
     b = worker("b", head_started_s=12.0, **sent)
     assert chosen([a, b], {}, now_s=13.0) == "a"
     prediction = Prediction([a, b], 1_000, 1, {}, 13.0)
-    assert prediction.cost(a, has_transfer=True).queued_tokens == 1_000
+    assert prediction.cost(a, "d").queued_tokens == 1_000
     late = Prediction([a, b], 1_000, 1, {}, 99.0)
-    cost = late.cost(a, has_transfer=True)
+    cost = late.cost(a, "d")
     assert cost.queued_tokens == 1, "it has not answered yet"
     assert cost.weighed_s == pytest.approx((1 + WORK_WEIGHT * 1_000) / 1_000, abs=1e-3)
 
@@ -86,7 +96,7 @@ def test_a_fast_worker_may_have_the_longer_queue():
 def test_until_speeds_are_measured_the_settings_say_what_a_token_costs():
     rules = PlacementConfig(prefill_tokens_per_s=500.0, sequence_tokens=50)
     busy = replace(DECODE, load=Load(num_running=4, free_blocks=10_000))
-    cost = Prediction([busy], 1_000, 1, {}, 0.0, rules).cost(busy, has_transfer=False)
+    cost = Prediction([busy], 1_000, 1, {}, 0.0, rules).cost(busy)
     assert (cost.prefill_s, cost.decode_s) == (2.0, 0.4)
 
 
@@ -101,8 +111,53 @@ def test_a_late_transfer_costs_as_much_as_a_queue_that_long():
     for queued, name in ((3_999, "queued"), (4_001, "late")):
         assert chosen([late, worker("queued", pending_tokens=queued)], {}) == name, queued
     prediction = Prediction([late], 1_000, 1, {}, 0.0)
-    cost = prediction.cost(late, has_transfer=True)
+    cost = prediction.cost(late, "d")
     assert (cost.transfer_s, cost.total_s) == (0.5, 0.625)
+
+
+KNOWN = {
+    "pending_tokens": st.integers(0, 5_000),
+    "head_tokens": st.integers(0, 5_000),
+    "head_started_s": st.floats(0, 20),
+    "pending_requests": st.integers(0, 9),
+    "prefill_tokens_per_s": st.sampled_from([0.0, 500.0, 900.0, 1_000.0, 9_000.0]),
+    "exposed_transfer_s": st.sampled_from([0.0, 0.01, 2.0]),
+    "recent_work": st.floats(0, 12),
+}
+
+
+def known_worker(**known):
+    return worker("w", **known)
+
+
+@pytest.mark.parametrize("receiver", [None, "d"], ids=["local", "across"])
+@given(st.data())
+def test_what_orders_workers_is_made_of_what_each_is_shown_to_cost(receiver, data):
+    """The weights are worked out in one flat loop, for speed; a cost has the same parts by name."""
+    pool = data.draw(st.lists(st.builds(known_worker, **KNOWN), min_size=1, max_size=5))
+    pool = [
+        replace(c, descriptor=replace(c.descriptor, worker_id=f"w{i}", incarnation=i))
+        for i, c in enumerate(pool)
+    ]
+    names = [c.worker_id for c in pool]
+    held = data.draw(st.dictionaries(st.sampled_from(names), st.integers(0, 90)))
+    preferred = frozenset(data.draw(st.sets(st.sampled_from(names))))
+    sources = PrefixSources(pool, held, FetchSpeeds(), 0.0, frozenset())
+    rules = PlacementConfig()
+    now_s = data.draw(st.floats(0, 20))
+    prediction = Prediction(pool, 1_000, 1, held, now_s, rules, preferred, sources)
+    for c in pool:
+        cost = prediction.cost(c, receiver)
+        speed = prediction.tokens_per_s(c)
+        tokens = prediction.queued_tokens(c, speed) + WORK_WEIGHT * cost.uncached_tokens
+        tokens += OCCUPANCY_WEIGHT * math.exp(c.recent_work - now_s / RECENT_S)
+        tokens += FETCH_WEIGHT * cost.fetched_tokens
+        if c.worker_id in preferred:
+            tokens -= min(PREFERENCE * cost.uncached_tokens, MAX_PREFERENCE_TOKENS)
+        seconds = cost.fetch_s + (c.exposed_transfer_s if receiver else cost.decode_s)
+        assert cost.weighed_s == pytest.approx(tokens / speed + seconds)
+        assert prediction.uncached_tokens(c) == cost.uncached_tokens
+        assert prediction.cached_tokens(c) == cost.cached_tokens
 
 
 def decoders(**running):
@@ -157,12 +212,14 @@ def test_local_below_tokens_counts_what_the_local_worker_lacks():
 def test_a_conversation_goes_on_where_its_answer_was_made_unless_many_decode_there():
     placement = choose([worker("p"), DECODE], PROMPT, AUTO, {"d": 50, "p": 10})
     assert (placement.path, placement.decode.worker_id) == (Path.LOCAL, "d")
-    assert placement.reason.startswith("d holds 800 tokens: ")
+    assert placement.reason == (
+        "d holds 800 tokens: 25 ms at d and 0 ms for others there, 105 ms across"
+    )
     busy = replace(DECODE, load=Load(num_running=8, free_blocks=10_000))
     assert choose([worker("p"), busy], PROMPT, AUTO, {"d": 50, "p": 10}).path is Path.PD
 
 
-def test_nothing_held_changes_no_path():
+def test_nothing_held_and_nothing_measured_changes_no_path():
     for size in (31, 32, 1_000):
         request = replace(PROMPT, token_ids=tuple(range(size)))
         is_local = choose([worker("p"), DECODE], request, AUTO).path is Path.LOCAL
@@ -194,7 +251,8 @@ def test_why_says_what_each_candidate_would_have_cost():
         "path": "pd",
         "prefill_worker": "p1",
         "decode_worker": "d",
-        "reason": "prompt is worth a transfer",
+        "reason": "prompt is worth a transfer: 1000 ms at d and 0 ms for others there, "
+        "400 ms across",
         "uncached_tokens": 200,
     }
     assert [(c["path"], c["worker"], c["total_ms"]) for c in why["candidates"]] == [

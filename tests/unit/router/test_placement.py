@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.placing import choose
 
 from core.config import PlacementConfig
 from core.errors import (
@@ -18,7 +19,7 @@ from core.types import (
     SamplingParams,
 )
 from router.candidate import Candidate
-from router.placement import MAX_SHOWN, PlacementConstraints, choose
+from router.placement import MAX_SHOWN, PlacementConstraints
 
 
 def loaded(name, role, waiting=0, running=0, **more):

@@ -43,7 +43,7 @@ IDLER = worker("idle", 2)
 def placed(candidates, held, speeds=None, excluded=frozenset(), **descriptor):
     pool = [replace(c, descriptor=replace(c.descriptor, **descriptor)) for c in candidates]
     sources = PrefixSources(pool, held, speeds or FetchSpeeds(), 0.0, excluded)
-    return choose([*pool, DECODE], PROMPT, PD, held, 0.0, sources)
+    return choose([*pool, DECODE], PROMPT, PD, held, now_s=0.0, sources=sources)
 
 
 def test_a_busy_holder_is_asked_and_an_idle_worker_serves():
@@ -100,7 +100,9 @@ def test_the_last_token_is_never_fetched_and_blocks_go_by_the_receivers_size():
     assert placed([busy, IDLER], {"holder": 99}).fetch.num_tokens == 992
     large = replace(IDLER, descriptor=replace(IDLER.descriptor, block_size_tokens=64))
     sources = PrefixSources([busy], {"holder": 50}, FetchSpeeds(), 0.0)
-    placement = choose([busy, large, DECODE], PROMPT, PD, {"holder": 50}, 0.0, sources)
+    placement = choose(
+        [busy, large, DECODE], PROMPT, PD, {"holder": 50}, now_s=0.0, sources=sources
+    )
     assert placement.prefill.worker_id == "idle" and placement.fetch.num_tokens == 768
 
 

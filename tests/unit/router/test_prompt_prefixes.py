@@ -130,6 +130,6 @@ async def test_a_longer_turn_goes_to_the_holder_of_the_turn_before():
         Candidate(replace(DESCRIPTOR, worker_id="p2"), idle),
         Candidate(replace(DESCRIPTOR, worker_id="d", role=Role.DECODE), idle),
     ]
-    placement = choose(pool, longer, PlacementConstraints(), held)
+    placement = choose(pool, longer, PlacementConstraints(), held, now_s=0.0)
     assert (placement.path, placement.prefill.worker_id) == (Path.PD, "p2")
     assert placement.uncached_tokens == 40

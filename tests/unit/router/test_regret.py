@@ -1,5 +1,7 @@
 """What a placement took, beside what was predicted of it and of the others."""
 
+from dataclasses import replace
+
 import pytest
 
 from core.session import Role, WorkerDescriptor
@@ -72,9 +74,26 @@ def test_people_see_each_phase_and_whom_it_is_compared_with():
         "total_ms": 400.0,
         "predicted_ms": 450.0,
         "error_ms": -50.0,
-        "best_other": {"path": "pd", "worker": "p1", "total_ms": 350.0},
+        "best_other": {"path": "pd", "worker": "p1", "total_ms": 350.0, "delay_ms": 0.0},
         "regret_ms": 50.0,
     }
     alone = Placement(Path.PD, P1, D, "", prefill_costs=ACROSS[:1])
     shown = why_of(alone, regret_of(alone, MEASURED))["measured"]
     assert "regret_ms" not in shown and "best_other" not in shown
+
+
+@pytest.mark.parametrize(
+    ("path", "sender", "best", "regret_s"),
+    [(Path.PD, P1, "p2", -0.05), (Path.LOCAL, D, "p1", 0.35)],
+    ids=["others are spared", "others are delayed"],
+)
+def test_what_others_lose_counts_on_both_sides(path, sender, best, regret_s):
+    """Local takes 0.05 s less, and 0.3 s from others."""
+    alone = (replace(cost("d", 0.30), delay_s=0.30),)
+    placement = Placement(path, sender, D, "", prefill_costs=ACROSS, local_costs=alone)
+    found = regret_of(placement, MEASURED)
+    assert (found.best_other[1].worker_id, found.error_s) == (
+        best,
+        pytest.approx(0.4 - (0.35 if path is Path.PD else 0.30)),
+    )
+    assert found.regret_s == pytest.approx(regret_s)

@@ -5,6 +5,7 @@ import pytest
 from core.config import BatonConfig, known_keys, load_config
 from core.config.tiers import MAX_TIERS, TierConfig
 from core.errors import ConfigError
+from core.types import Prices
 
 
 def load(tree):
@@ -32,6 +33,14 @@ def test_a_setting_of_one_tier_leaves_its_others_and_the_other_tiers_as_they_are
     assert config.tiers["batch"] == before.tiers["batch"].model_copy(update=changed)
     assert config.tiers["standard"] == before.tiers["standard"]
     assert BatonConfig.model_validate_json(config.model_dump_json()) == config
+
+
+def test_a_tier_has_prices_once_it_names_one_and_cached_tokens_cost_as_others_unless_it_says():
+    assert TierConfig().prices is None
+    assert TierConfig(output_price_per_mtok=6.0).prices == Prices(0.0, 0.0, 6.0)
+    assert TierConfig(prompt_price_per_mtok=2.0).prices == Prices(2.0, 2.0, 0.0)
+    free_hits = TierConfig(prompt_price_per_mtok=2.0, cached_price_per_mtok=0.0)
+    assert free_hits.prices == Prices(2.0, 0.0, 0.0)
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,7 @@ class Memory:
         )
         run.started_at = self.now_s
         pool = [Candidate(DECODE, Load(free_blocks=1_000))]
-        run.placement = choose(pool, request, PlacementConstraints())
+        run.placement = choose(pool, request, PlacementConstraints(), now_s=0.0)
         return run
 
     def end(self, run, error=None):

@@ -48,14 +48,28 @@ def test_outcomes_of_prompts_are_counted_and_each_begins_at_zero(telemetry):
     assert line(telemetry, 'baton_prefix_stale_placements_total{cause="stale"}') == 0
 
 
-def ended(telemetry, tier, ttft_s, error=None, timing=NOTHING_TIMED):
+def ended(telemetry, tier, ttft_s, error=None, timing=NOTHING_TIMED, cost=None):
     """A request of four prompt tokens, two of them cached, with two output tokens."""
     timeline = Timeline(10.0)
     timeline.delivered(10.0 + ttft_s, 1)
     timeline.delivered(10.0 + ttft_s + 0.25, 1)
     run = SimpleNamespace(timeline=timeline, request=SimpleNamespace(tier=tier))
-    usage = Usage(prompt_tokens=4, completion_tokens=2, cached_tokens=2)
+    usage = Usage(prompt_tokens=4, completion_tokens=2, cached_tokens=2, cost=cost)
     telemetry.request_ended(run, RequestEnded(usage, error, timing), "http")
+
+
+def test_what_requests_cost_is_counted_for_tiers_with_prices():
+    tiers = {"gold": TierConfig(output_price_per_mtok=3.0), "batch": TierConfig()}
+    telemetry = Telemetry({}, tiers)
+    try:
+        assert line(telemetry, 'baton_cost_total{tier="gold"}') == 0
+        ended(telemetry, "gold", 0.5, cost=1.5)
+        ended(telemetry, "gold", 0.5, TooLate("full"), cost=0.25)
+        ended(telemetry, "batch", 0.5)
+        assert line(telemetry, 'baton_cost_total{tier="gold"}') == 1.75
+        assert line(telemetry, 'baton_cost_total{tier="batch"}') == 0
+    finally:
+        telemetry.close()
 
 
 def test_tokens_latencies_and_the_slo_are_counted_by_tier():
