@@ -229,8 +229,10 @@ class AttemptTable:
     def deliver(self, events: list[SchedulerEvent]) -> None:
         """Log tokens and end attempts that are done; hand-overs are the role's."""
         for event in events:
-            if isinstance(event, SwapInBegun) and self._stored is not None:
-                self._stored.swap_in(event.loading)
+            if isinstance(event, SwapInBegun):
+                # Only tiers make one.
+                if self._stored is not None:
+                    self._stored.swap_in(event.loading)
                 continue
             if not isinstance(event, Sampled | PromptComputed | SequenceFailed):
                 self.role.take(event)

@@ -79,17 +79,17 @@ class SwapInBegun:
     loading: Loading
 
 
-HandoverEvent = Announced | Started | Preempted | BlocksReserved | SwapInBegun
-SchedulerEvent = Sampled | PromptComputed | SequenceFailed | HandoverEvent
+HandoverEvent = Announced | Started | Preempted | BlocksReserved
+SchedulerEvent = Sampled | PromptComputed | SequenceFailed | HandoverEvent | SwapInBegun
 
 
 class HandoverEvents:
     """Those that nobody has taken yet, in order."""
 
     def __init__(self) -> None:
-        self._events: list[HandoverEvent] = []
+        self._events: list[HandoverEvent | SwapInBegun] = []
 
-    def add(self, event: HandoverEvent) -> None:
+    def add(self, event: HandoverEvent | SwapInBegun) -> None:
         """Put an event behind the others."""
         self._events.append(event)
 

@@ -64,7 +64,7 @@ class Loading:
 
     sequence: Sequence
     hits: list[int]
-    """Blocks before them that the pool has."""
+    """Blocks before them that the pool has; none if the sequence holds them itself."""
     block_ids: list[int]
     sources: list[tuple[StorageTier, Entry]]
     """Where each comes from."""
@@ -73,7 +73,9 @@ class Loading:
     compute_s: float
     """What it would take to compute them; 0: not known."""
     is_swap_in: bool = False
-    """The sequence was preempted, and all the blocks are its own."""
+    """The sequence was preempted, and the blocks are in its table."""
+    is_late: bool = False
+    """The sequence went on without waiting for the end."""
     num_read: int | None = None
     """Blocks that are there now; None: the load is under way."""
 
@@ -200,10 +202,8 @@ class StorageTiers:
             return None
         hits = self._tables.find_prefix(sequence)
         sources = self._find(sequence, len(hits))
-        room = self._pool.num_blocks // LOADING_SHARE - self._num_loading
         num_unused = sum(self._pool.references(block_id) == 0 for block_id in hits)
-        # Sequences that swap in load whatever the room.
-        del sources[max(0, min(room, self._pool.num_available - num_unused)) :]
+        del sources[min(self._room, self._pool.num_available - num_unused) :]
         compute_s = len(sources) * sequence.block_size_tokens * token_s
         if not self._pays(sources, compute_s):
             return None
@@ -213,6 +213,11 @@ class StorageTiers:
         block_ids = self._pool.allocate(len(sources))
         self._hold(sources)
         return Loading(sequence, hits, block_ids, sources, self._pool.num_drops, compute_s)
+
+    @property
+    def _room(self) -> int:
+        """Blocks that further loads may take: a store that hangs keeps them for ever."""
+        return self._pool.num_blocks // LOADING_SHARE - self._num_loading
 
     def _pays(self, sources: list[tuple[StorageTier, Entry]], compute_s: float) -> bool:
         """True if loading is predicted to be quicker than computing, or nothing is predicted."""
@@ -257,12 +262,14 @@ class StorageTiers:
     def end_load(self, loading: Loading, faults: list[StorageFault | None]) -> int:
         """Register what was read, up to the first fault, and give all of it back to the pool.
 
+        Blocks of a sequence that swaps in are registered when it goes on (`Swapping.end`).
+
         Args:
             loading: Under way until now.
             faults: Of the leading blocks; the copies behind them were not tried.
 
         Returns:
-            Blocks that are cached now.
+            Blocks that are there now.
         """
         num_read = 0
         while num_read < len(faults) and faults[num_read] is None:
@@ -271,6 +278,9 @@ class StorageTiers:
             self._fail(*loading.sources[num_read], fault)
         # The pool's memory was lost meanwhile: what was read lies in none, or in another's.
         if loading.num_drops != self._pool.num_drops:
+            num_read = 0
+        # What comes before the blocks may have left with their sequence.
+        if loading.is_swap_in and (loading.is_late or loading.sequence.is_finished):
             num_read = 0
         self._register(loading, num_read)
         self._pool.free([*loading.hits, *loading.block_ids])
@@ -285,7 +295,8 @@ class StorageTiers:
         if not num_read:
             return
         # Another sequence may have computed the same meanwhile: then a copy is nobody's.
-        self._tables.register_loaded(sequence, loading.hits, loading.block_ids[:num_read])
+        if not loading.is_swap_in:
+            self._tables.register_loaded(sequence, loading.hits, loading.block_ids[:num_read])
         weight = self._origins.weight_of(sequence)
         for tier, one in self.tiers.items():
             read = [entry for source, entry in loading.sources[:num_read] if source is tier]
@@ -337,26 +348,17 @@ class StorageTiers:
             None if the tiers have nothing of it, or computing is cheaper.
         """
         self.forget(sequence)
-        sources = self._find(sequence, num_hits)
+        sources = self._find(sequence, num_hits)[: self._room]
         compute_s = len(sources) * sequence.block_size_tokens * token_s
         if not self._pays(sources, compute_s):
             return None
-        end = num_hits + len(sources)
+        block_ids = sequence.block_table[num_hits : num_hits + len(sources)]
         # References of the load's own: the sequence may be cancelled while it is copied to.
-        for block_id in sequence.block_table[:end]:
+        for block_id in block_ids:
             self._pool.share(block_id)
         self._hold(sources)
-        hits = sequence.block_table[:num_hits]
-        block_ids = sequence.block_table[num_hits:end]
-        return Loading(
-            sequence,
-            hits,
-            block_ids,
-            sources,
-            self._pool.num_drops,
-            compute_s,
-            is_swap_in=True,
-        )
+        num_drops = self._pool.num_drops
+        return Loading(sequence, [], block_ids, sources, num_drops, compute_s, is_swap_in=True)
 
     @property
     def num_awaited(self) -> int:

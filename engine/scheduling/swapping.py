@@ -16,7 +16,7 @@ from engine.scheduling.events import HandoverEvents, SwapInBegun
 from engine.scheduling.sequence import Sequence, Status
 from engine.scheduling.sequences import Sequences
 from engine.scheduling.step_budget import StepBudget
-from engine.scheduling.storage_tiers import StorageTiers
+from engine.scheduling.storage_tiers import Loading, StorageTiers
 
 
 class Swapping:
@@ -56,25 +56,28 @@ class Swapping:
         self._events.add(SwapInBegun(loading))
         return True
 
-    def end(self, sequence: Sequence, num_blocks: int | None) -> None:
+    def end(self, loading: Loading) -> None:
         """Let a sequence go on that loaded until now; one that was cancelled meanwhile does not.
 
+        It runs on behind what was read, and computes what is missing. If the load is under way
+        still, it is late: then the sequence gives up its blocks, which may be written to, and is
+        computed when its turn comes.
+
         Args:
-            sequence: Of `SwapInBegun`.
-            num_blocks: That were loaded: it runs on behind them, and computes what is missing.
-                None: they are late. It gives up its blocks, which may be written to still, and is
-                computed when its turn comes.
+            loading: Of `SwapInBegun`. Once for each.
         """
+        sequence = loading.sequence
         if sequence.status is not Status.LOADING:
             return
         self._sequences.remove(sequence)
-        if num_blocks is None:
+        if loading.num_read is None:
+            loading.is_late = True
             self._sequences.release(sequence)
             sequence.num_computed_tokens = 0
             sequence.status = Status.WAITING
             self._sequences.waiting.add(sequence)
             return
-        sequence.num_computed_tokens += num_blocks * sequence.block_size_tokens
+        sequence.num_computed_tokens += loading.num_read * sequence.block_size_tokens
         sequence.num_prefix_hit_tokens = max(
             sequence.num_prefix_hit_tokens, sequence.num_computed_tokens
         )

@@ -84,8 +84,8 @@ BUGS = [
     Bug(
         "loads take the whole pool",
         "engine/scheduling/storage_tiers.py",
-        "        room = self._pool.num_blocks // LOADING_SHARE - self._num_loading\n",
-        "        room = self._pool.num_blocks\n",
+        "        return self._pool.num_blocks // LOADING_SHARE - self._num_loading\n",
+        "        return self._pool.num_blocks\n",
         TIERS + "test_a_load_takes_no_more_than_half_of_the_pool",
     ),
     Bug(
@@ -178,8 +178,8 @@ BUGS = [
     Bug(
         "a load goes on that nobody waits for any more, and holds half of the pool",
         "worker/stored_prefixes.py",
-        "                if late.is_over:\n",
-        "                if faults[-1:] == [StorageFault.UNREACHABLE]:\n",
+        "                if late.is_over or loading.sequence.is_finished:\n",
+        "                if loading.sequence.is_finished:\n",
         RULES + "test_a_load_that_takes_longer_than_computing_is_not_waited_for",
     ),
     Bug(
@@ -214,7 +214,7 @@ BUGS = [
     Bug(
         "a preempted sequence goes on behind all it has lost, loaded or not",
         "engine/scheduling/swapping.py",
-        "        sequence.num_computed_tokens += num_blocks * sequence.block_size_tokens\n",
+        "        sequence.num_computed_tokens += loading.num_read * sequence.block_size_tokens\n",
         "        sequence.num_computed_tokens = sequence.num_tokens - 1\n",
         SWAP + "test_what_a_preempted_sequence_has_computed_is_loaded_and_changes_no_token",
     ),
@@ -226,16 +226,36 @@ BUGS = [
         "            sequence.status = Status.WAITING\n"
         "            self._sequences.waiting.add(sequence)\n"
         "            return\n",
-        "            num_blocks = 0\n",
+        "            loading.num_read = 0\n",
         SWAPPING + "test_one_whose_blocks_are_late_gives_them_up_and_is_computed",
     ),
     Bug(
         "a load takes no references: what a cancelled sequence had is granted while it is written",
         "engine/scheduling/storage_tiers.py",
-        "        for block_id in sequence.block_table[:end]:\n"
-        "            self._pool.share(block_id)\n",
+        "        for block_id in block_ids:\n            self._pool.share(block_id)\n",
         "",
         SWAPPING + "test_one_that_is_cancelled_while_it_loads_leaves_its_blocks_to_the_load",
+    ),
+    Bug(
+        "preempted sequences load whatever the room: a store that hangs takes the whole pool",
+        "engine/scheduling/storage_tiers.py",
+        "        sources = self._find(sequence, num_hits)[: self._room]\n",
+        "        sources = self._find(sequence, num_hits)\n",
+        SWAP + "test_a_store_that_hangs_leaves_half_of_the_pool_to_those_who_compute",
+    ),
+    Bug(
+        "what was read for a sequence that gave its blocks up counts as its own",
+        "engine/scheduling/storage_tiers.py",
+        "        if loading.is_swap_in and (loading.is_late or loading.sequence.is_finished):\n",
+        "        if loading.is_swap_in and loading.sequence.is_finished:\n",
+        SWAPPING + "test_one_whose_blocks_are_late_gives_them_up_and_is_computed",
+    ),
+    Bug(
+        "blocks are read for a sequence that was cancelled",
+        "worker/stored_prefixes.py",
+        "                if late.is_over or loading.sequence.is_finished:\n",
+        "                if late.is_over:\n",
+        SWAP + "test_nothing_more_is_read_for_a_sequence_that_was_cancelled",
     ),
     Bug(
         "a load begins in a step that copies from a block that is free by now",

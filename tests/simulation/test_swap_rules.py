@@ -12,6 +12,8 @@ from core.prefix_changes import StorageTier
 from core.session import Role
 from core.stored_block import StorageFault
 from core.types import SamplingParams
+from engine.scheduling.sequence import Status
+from simulation.block_store import MemoryBlockStore
 
 SIZE = 4
 ENGINE = EngineConfig(block_size_tokens=SIZE, num_blocks=40, max_step_tokens=32, max_sequences=8)
@@ -107,6 +109,69 @@ def test_copies_that_fail_cost_hits_alone():
     assert counts.swapped_in_blocks[StorageTier.HOST] > 0
 
 
+def test_a_store_that_hangs_leaves_half_of_the_pool_to_those_who_compute(monkeypatch):
+    read = MemoryBlockStore.read
+    engine = ENGINE.model_copy(update={"num_blocks": 54})
+
+    async def scenario(cluster):
+        answers = asyncio.Event()
+
+        async def hang(store, copies, pool):
+            await answers.wait()
+            return await read(store, copies, pool)
+
+        monkeypatch.setattr(MemoryBlockStore, "read", hang)
+        tokens = await ask_all(cluster, max_tokens=60)
+        num_loading = decode(cluster).stored.tiers.num_loading
+        answers.set()
+        return tokens, num_loading
+
+    tokens, num_loading = run(scenario, engine=engine, **HOST)
+    assert 0 < num_loading <= engine.num_blocks // 2
+    roomy = ENGINE.model_copy(update={"num_blocks": 400})
+    assert tokens == run(lambda cluster: ask_all(cluster, max_tokens=60), engine=roomy)
+
+
+def test_nothing_more_is_read_for_a_sequence_that_was_cancelled(monkeypatch):
+    monkeypatch.setattr("worker.stored_prefixes.READ_AT_ONCE_BLOCKS", 2)
+
+    async def scenario(cluster):
+        worker = decode(cluster)
+        (store,) = worker.stored._stores.values()
+        working = asyncio.get_running_loop().create_task(ask_all(cluster))
+        loading = worker.scheduler.arriving.values()
+        while not any(s.status is Status.LOADING for s in loading):
+            await asyncio.sleep(0.0001)
+        (sequence,) = (s for s in loading if s.status is Status.LOADING)
+        assert store.num_read == 0 and worker.stored.num_live > 2
+        worker.scheduler.cancel(sequence)
+        await asyncio.sleep(3 * store.copy_s)
+        assert store.num_read == 2 and worker.stored.num_live == 0
+        working.cancel()
+
+    run(scenario, engine=ENGINE, **HOST)
+
+
+def plans_after_arrival(scheduler, name):
+    """Plans from now on that a request waited for; True: and it waits on."""
+    plans = []
+    plan = scheduler.plan
+
+    def is_waiting():
+        # A worker knows it by a key of the run.
+        return any(s.request.request_id.startswith(f"{name}~") for s in scheduler.waiting)
+
+    def watched(now_s):
+        was_waiting = is_waiting()
+        made = plan(now_s)
+        if was_waiting:
+            plans.append(is_waiting())
+        return made
+
+    scheduler.plan = watched
+    return plans
+
+
 def test_batch_work_yields_to_a_chat_and_goes_on_where_it_was():
     """What it has computed comes back from host memory; the chat waits for no copy."""
     prompts = PROMPTS[:2]
@@ -121,8 +186,10 @@ def test_batch_work_yields_to_a_chat_and_goes_on_where_it_was():
         while cluster.num_steps == 0 or scheduler.pool.num_available > 4:
             await asyncio.sleep(0.001)
         before = {s.request.request_id: s.num_computed_tokens for s in scheduler.running}
+        plans = plans_after_arrival(scheduler, "chat")
         chat = await ask(cluster, "chat", range(40, 80), "interactive", max_tokens=4)
         assert not working.done() and scheduler.num_preemptions > 0
+        assert plans == [False], "the first plan after its arrival gives it blocks"
         tokens = await working
         counts = decode(cluster).stored.tiers.counts
         return chat, tokens, before, counts.swapped_in_blocks[StorageTier.HOST]

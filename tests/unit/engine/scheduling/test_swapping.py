@@ -12,7 +12,8 @@ from core.stored_block import StorageFault
 from engine.scheduling.block_origins import BlockOrigins
 from engine.scheduling.block_pool import BlockPool
 from engine.scheduling.block_tables import Limits
-from engine.scheduling.events import Sampled, SwapInBegun
+from engine.scheduling.events import BlocksReserved, Sampled, SwapInBegun
+from engine.scheduling.order import ArrivalOrder
 from engine.scheduling.scheduler import Scheduler
 from engine.scheduling.sequence import Status
 from engine.scheduling.step_planner import Step
@@ -28,12 +29,14 @@ LONG = {"max_tokens": 60, "ignore_eos": True}
 class Engine:
     """A scheduler over the hash model with one tier, stepped and copied by hand."""
 
-    def __init__(self, num_blocks=24, num_slots=64, block_s=0.0):
+    def __init__(self, num_blocks=24, num_slots=64, block_s=0.0, order=None):
         layout = KVLayout("m", "uint8", 2, 1, 8, SIZE)
         self.pool = BlockPool(num_blocks)
         origins = BlockOrigins(num_blocks, layout.content_digest)
         limits = Limits(SIZE, 32, 8, 400)
-        self.scheduler = Scheduler(self.pool, limits, layout.content_digest, origins=origins)
+        self.scheduler = Scheduler(
+            self.pool, limits, layout.content_digest, order=order, origins=origins
+        )
         self.kv = MemoryKV(layout, num_blocks)
         self.layout = layout
         self.model = HashModel(layout, self.kv, 50, self._wait, lambda plan: 0.0)
@@ -54,9 +57,12 @@ class Engine:
     async def _wait(self, seconds):
         return None
 
-    def submit(self, name, prompt, **sampling):
-        wish = request(name, prompt, **{**LONG, **sampling})
-        sequence = self.scheduler.new_sequence(wish, 1, tuple(range(wish.sampling.n)), (), 0.0)
+    def sequence(self, name, prompt, tier="standard", **sampling):
+        wish = request(name, prompt, tier, **{**LONG, **sampling})
+        return self.scheduler.new_sequence(wish, 1, tuple(range(wish.sampling.n)), (), 0.0)
+
+    def submit(self, *args, **sampling):
+        sequence = self.sequence(*args, **sampling)
         self.scheduler.submit(sequence)
         return sequence
 
@@ -103,13 +109,17 @@ class Engine:
         while self.scheduler.has_work or self.scheduler.arriving:
             self.write()
             for loading in self.step():
-                self.scheduler.swapping.end(loading.sequence, self.read(loading))
+                self.read(loading)
+                self.scheduler.swapping.end(loading)
         assert self.pool.num_held == self.tiers.num_awaited == self.book.num_swapped == 0
         return self.tokens
 
 
-def preempted(engine, num_tokens=13, **sampling):
-    """A sequence of that many computed tokens, written out, then preempted and out of the pool."""
+def preempted(engine, num_tokens=13, num_lost=None, **sampling):
+    """Preempt a sequence of so many computed tokens, whose blocks were written out.
+
+    Its last `num_lost` full blocks leave the pool; None: all of them.
+    """
     sequence = engine.submit("a", range(1, 11), **sampling)
     while sequence.num_computed_tokens < num_tokens:
         engine.step()
@@ -118,9 +128,10 @@ def preempted(engine, num_tokens=13, **sampling):
     engine.write()
     engine.scheduler.preempt(sequence)
     engine.check()
-    engine.pool.free(engine.pool.allocate(engine.pool.num_available))
+    num_left = engine.pool.num_cached - num_lost if num_lost else 0
+    engine.pool.free(engine.pool.allocate(engine.pool.num_available - num_left))
     engine.pool.free(hog)
-    assert engine.pool.num_cached == 0
+    assert engine.pool.num_cached == num_left
     return sequence
 
 
@@ -161,7 +172,8 @@ def test_a_preempted_sequence_goes_on_behind_the_blocks_that_are_loaded():
     assert sequence.status is Status.LOADING and engine.plan.items == ()
     assert (len(loading.hits), len(loading.block_ids)) == (0, 3)
     assert engine.book.num_swapped == 0, "held by the load"
-    engine.scheduler.swapping.end(sequence, engine.read(loading))
+    assert engine.read(loading) == 3
+    engine.scheduler.swapping.end(loading)
     assert sequence.status is Status.RUNNING and sequence.num_computed_tokens == 12
     engine.step()
     (item,) = engine.plan.items
@@ -181,13 +193,47 @@ def test_blocks_that_the_pool_still_has_are_not_loaded():
     assert engine.run() == alone()
 
 
+def test_only_what_the_pool_has_lost_is_loaded():
+    engine = Engine()
+    sequence = preempted(engine, num_lost=1)
+    hits = engine.scheduler.tables.find_prefix(sequence)
+    (loading,) = engine.step()
+    assert (sequence.block_table[:2], len(loading.block_ids)) == (hits, 1)
+    assert engine.read(loading) == 1
+    engine.scheduler.swapping.end(loading)
+    assert sequence.num_computed_tokens == 12
+    engine.step()
+    assert len(engine.scheduler.tables.find_prefix(sequence)) == 3, "others find it, too"
+    assert engine.run() == alone()
+
+
+def test_a_swap_in_loads_no_more_than_half_of_the_pool():
+    """A store that hangs keeps what is loaded for ever."""
+    engine = Engine()
+    sequence = preempted(engine, num_tokens=57)
+    (loading,) = engine.step()
+    assert len(loading.block_ids) == 12 < sequence.num_tokens // SIZE
+    engine.scheduler.swapping.end(loading)
+    assert engine.pool.num_available == 12
+    # While it hangs nothing more is loaded.
+    engine.scheduler.cancel(sequence)
+    other = engine.submit("b", range(2, 12))
+    engine.step()
+    assert engine.write() == 2
+    engine.scheduler.preempt(other)
+    engine.pool.free(engine.pool.allocate(engine.pool.num_available))
+    assert engine.step() == [] and engine.plan.items[0].start == 0
+    engine.read(loading)
+    engine.run()
+
+
 @pytest.mark.parametrize("num_read", [0, 2])
 def test_what_fails_to_come_is_computed(num_read):
     engine = Engine()
-    sequence = preempted(engine)
+    preempted(engine)
     (loading,) = engine.step()
-    faults = [None] * num_read + [StorageFault.DAMAGED]
-    engine.scheduler.swapping.end(sequence, engine.read(loading, faults))
+    assert engine.read(loading, [None] * num_read + [StorageFault.DAMAGED]) == num_read
+    engine.scheduler.swapping.end(loading)
     engine.step()
     assert engine.plan.items[0].start == num_read * SIZE
     assert engine.run() == alone()
@@ -198,13 +244,13 @@ def test_one_whose_blocks_are_late_gives_them_up_and_is_computed():
     engine = Engine()
     sequence = preempted(engine)
     (loading,) = engine.step()
-    engine.scheduler.swapping.end(sequence, None)
+    engine.scheduler.swapping.end(loading)
     assert sequence.status is Status.WAITING and engine.pool.num_held == 3
     assert engine.step() == [] and engine.plan.items[0].start == 0
     assert set(sequence.block_table).isdisjoint(loading.block_ids)
-    assert engine.read(loading) == 3 and engine.pool.num_held == len(sequence.block_table)
-    engine.scheduler.swapping.end(sequence, 3)
-    assert engine.run() == alone(), "it is told only once"
+    assert engine.read(loading) == 0 and engine.pool.num_held == len(sequence.block_table)
+    assert not engine.tiers.counts.swapped_in_blocks, "nobody went on with them"
+    assert engine.run() == alone()
 
 
 def test_one_that_is_cancelled_while_it_loads_leaves_its_blocks_to_the_load():
@@ -213,7 +259,8 @@ def test_one_that_is_cancelled_while_it_loads_leaves_its_blocks_to_the_load():
     (loading,) = engine.step()
     engine.scheduler.cancel(sequence)
     assert engine.pool.num_held == 3
-    engine.scheduler.swapping.end(sequence, engine.read(loading))
+    assert engine.read(loading) == 0
+    engine.scheduler.swapping.end(loading)
     assert sequence.is_finished and engine.pool.num_held == engine.tiers.num_loading == 0
     engine.check()
 
@@ -266,3 +313,31 @@ def test_many_that_take_each_others_blocks_get_the_tokens_of_a_large_pool(sampli
     assert tokens == expected
     assert roomy.scheduler.num_preemptions == 0 < tight.scheduler.num_preemptions
     assert tight.tiers.counts.swapped_in_blocks[HOST] > 0
+
+
+@pytest.mark.parametrize("arrives", [False, True], ids=["prompt", "hand-over"])
+def test_batch_work_is_swapped_out_for_a_chat_within_one_step(arrives):
+    """The plan after the chat's arrival gives it what the batch sequence had: no step between."""
+    engine = Engine(num_blocks=16, order=ArrivalOrder({"batch": 60.0}))
+    batch = engine.submit("batch", range(1, 21), "batch", max_tokens=40)
+    while batch.num_computed_tokens < 41:
+        engine.step()
+        engine.write()
+    chat = engine.sequence("chat", range(30, 60), max_tokens=2)
+    needed = engine.scheduler.tables.blocks_for(chat.num_tokens)
+    assert needed > engine.pool.num_available, "blocks are short"
+    num_preemptions = engine.scheduler.num_preemptions
+
+    (engine.scheduler.submit_arrival if arrives else engine.scheduler.submit)(chat)
+    engine.scheduler.reserve_in_turn(0.0)
+    plan = engine.scheduler.plan(0.0)
+
+    assert batch.status is Status.WAITING and batch.block_table == []
+    assert engine.scheduler.num_preemptions == num_preemptions + 1
+    assert engine.book.num_swapped == batch.num_swapped_blocks == 10, "output included"
+    (event, *others) = engine.scheduler.take_events() or [None]
+    if arrives:
+        assert isinstance(event, BlocksReserved) and event.sequence is chat and not others
+        assert chat.status is Status.ARRIVING
+    else:
+        assert [item.sequence_key for item in plan.items] == [chat.key]
