@@ -90,9 +90,9 @@ class TierCounts:
     written_blocks: Counter[StorageTier] = field(default_factory=Counter)
     faults: Counter[tuple[StorageTier, StorageFault]] = field(default_factory=Counter)
     num_computed_instead: int = 0
-    """Prompts whose blocks lay here, and were cheaper to compute."""
+    """Sequences whose blocks lay here, and were cheaper to compute."""
     num_late: int = 0
-    """Prompts that did not wait for their blocks to the end."""
+    """Sequences that did not wait for their blocks to the end."""
 
 
 class StorageTiers:

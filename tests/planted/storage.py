@@ -180,7 +180,7 @@ BUGS = [
         "worker/stored_prefixes.py",
         "                if late.is_over or loading.sequence.is_finished:\n",
         "                if loading.sequence.is_finished:\n",
-        RULES + "test_a_load_that_takes_longer_than_computing_is_not_waited_for",
+        SWAP + "test_nothing_more_is_read_for_a_sequence_that_does_not_wait",
     ),
     Bug(
         "segments of a model that is gone stay for ever",
@@ -255,7 +255,7 @@ BUGS = [
         "worker/stored_prefixes.py",
         "                if late.is_over or loading.sequence.is_finished:\n",
         "                if late.is_over:\n",
-        SWAP + "test_nothing_more_is_read_for_a_sequence_that_was_cancelled",
+        SWAP + "test_nothing_more_is_read_for_a_sequence_that_does_not_wait",
     ),
     Bug(
         "a load begins in a step that copies from a block that is free by now",

@@ -132,7 +132,12 @@ def test_a_store_that_hangs_leaves_half_of_the_pool_to_those_who_compute(monkeyp
     assert tokens == run(lambda cluster: ask_all(cluster, max_tokens=60), engine=roomy)
 
 
-def test_nothing_more_is_read_for_a_sequence_that_was_cancelled(monkeypatch):
+@pytest.mark.parametrize(
+    ("becomes", "copy_s"),
+    [(Status.FINISHED, 0.001), (Status.RUNNING, 3.0)],
+    ids=["cancelled", "late"],
+)
+def test_nothing_more_is_read_for_a_sequence_that_does_not_wait(becomes, copy_s, monkeypatch):
     monkeypatch.setattr("worker.stored_prefixes.READ_AT_ONCE_BLOCKS", 2)
 
     async def scenario(cluster):
@@ -144,12 +149,19 @@ def test_nothing_more_is_read_for_a_sequence_that_was_cancelled(monkeypatch):
             await asyncio.sleep(0.0001)
         (sequence,) = (s for s in loading if s.status is Status.LOADING)
         assert store.num_read == 0 and worker.stored.num_live > 2
-        worker.scheduler.cancel(sequence)
-        await asyncio.sleep(3 * store.copy_s)
+        store.copy_s = copy_s
+        # The others compute.
+        forget = worker.stored.tiers.forget
+        monkeypatch.setattr(worker.scheduler.swapping, "begin", lambda other, _: forget(other))
+        if becomes is Status.FINISHED:
+            worker.scheduler.cancel(sequence)
+        await asyncio.sleep(2 * copy_s)
+        assert sequence.status is becomes
         assert store.num_read == 2 and worker.stored.num_live == 0
+        store.copy_s = 0.0
         working.cancel()
 
-    run(scenario, engine=ENGINE, **HOST)
+    run(scenario, engine=ENGINE, step_s=0.2, **HOST)
 
 
 def plans_after_arrival(scheduler, name):
