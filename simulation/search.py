@@ -34,6 +34,7 @@ COUNTS = (
     "reconnects",
     "scored",
     "preemptions",
+    "swapped_in",
     "hits",
     "led",
     "charges",
@@ -64,6 +65,7 @@ class Summary:
     reconnects: int = 0
     scored: int = 0
     preemptions: int = 0
+    swapped_in: int = 0
     hits: int = 0
     led: int = 0
     charges: int = 0
@@ -98,6 +100,7 @@ class Summary:
             "tokens": self.tokens,
             "prompts_scored": self.scored,
             "preemptions": self.preemptions,
+            "blocks_swapped_in": self.swapped_in,
             "prefix_hits": self.hits,
             "placements_led_by_the_index": self.led,
             "charges": self.charges,

@@ -165,3 +165,67 @@ async def test_harmed_files_change_no_token(tmp_path, harm):
     bad = {StorageFault.DAMAGED, StorageFault.TRUNCATED, StorageFault.FOREIGN}
     assert sum(n for (_, fault), n in counts[1].faults.items() if fault in bad) > 0
     assert max(first_asked(row)) < 15 * SIZE
+
+
+# --- preempted sequences --------------------------------------------------------------------------
+
+
+SQUEEZED = EngineConfig(block_size_tokens=8, num_blocks=30, max_step_tokens=32)
+WISHES = {
+    "greedy": {},
+    "choices": {"temperature": 0.9, "seed": 3, "n": 2},
+    "penalties": {
+        "temperature": 0.8,
+        "seed": 4,
+        "presence_penalty": 0.6,
+        "frequency_penalty": 0.4,
+        "repetition_penalty": 1.2,
+        "logprobs": 3,
+    },
+}
+
+
+def preempt_what_is_stored(unit):
+    """Preempt each sequence once, as soon as its output is in the tier, and evict the pool."""
+    scheduler, tiers = unit.scheduler, unit.stored.tiers
+    plan, done = scheduler.plan, set()
+
+    def forced(now_s):
+        for sequence in list(scheduler.running):
+            num_prompt_blocks = len(sequence.request.token_ids) // SQUEEZED.block_size_tokens
+            is_due = sequence.key not in done and sequence.num_missing_tokens == 1
+            if is_due and len(tiers._find(sequence, 0)) > num_prompt_blocks + 1:
+                done.add(sequence.key)
+                scheduler.preempt(sequence)
+                scheduler.pool.free(scheduler.pool.allocate(scheduler.pool.num_available))
+        return plan(now_s)
+
+    scheduler.plan = forced
+    return done
+
+
+@pytest.mark.parametrize("path", ["local", "pd"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("wish", WISHES)
+async def test_preempted_sequences_go_on_from_host_memory_with_equal_tokens(
+    tmp_path, wish, dtype, path
+):
+    async def replies(house):
+        asked = [
+            house.ask(prompt[:40], max_tokens=64, ignore_eos=True, **WISHES[wish])
+            for prompt in PROMPTS[:2]
+        ]
+        return [(r.tokens, r.logprobs, r.texts) for r in await asyncio.gather(*asked)]
+
+    async with InProcessCluster(TINY, dtype, engine(block=8), path=path) as house:
+        expected = await replies(house)
+    stores = tiers(tmp_path, StorageTier.HOST)
+    async with InProcessCluster(TINY, dtype, SQUEEZED, path=path, stores=stores) as house:
+        (unit,) = house.of_role(Role.DECODE)
+        preempted = preempt_what_is_stored(unit)
+        assert await replies(house) == expected
+        counts = unit.stored.tiers.counts
+    num_choices = 2 * WISHES[wish].get("n", 1)
+    assert len(preempted) == num_choices
+    assert counts.swapped_in_blocks[StorageTier.HOST] >= 2 * num_choices
+    assert not any(fault is not StorageFault.REPLACED for _, fault in counts.faults)

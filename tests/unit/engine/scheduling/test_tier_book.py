@@ -312,3 +312,60 @@ def test_books_balance_whatever_happens():
                 book.release(entry)
         book.check()
         assert len(book._ranks) <= 4 * (len(book) + 2), step
+
+
+# --- preempted sequences --------------------------------------------------------------------------
+
+
+def test_blocks_of_a_preempted_sequence_stay_until_it_goes_on():
+    book = TierBook(4, SIZE)
+    kept, other = held(book, "kept"), held(book, "other")
+    book.swap_out([kept.digest])
+    for name in "abcd":
+        held(book, name)
+        book.check()
+    assert names(book, kept, other) == ["kept"]
+    book.swapped_in([kept.digest])
+    assert (book.num_swapped, book.num_awaited) == (0, 0)
+    for name in "efgh":
+        held(book, name)
+    assert names(book, kept) == []
+    book.check()
+
+
+def test_a_block_that_comes_after_its_sequence_was_preempted_is_pinned_too():
+    book = TierBook(4, SIZE)
+    late = block("late")
+    book.swap_out([late.digest])
+    assert (book.num_swapped, book.num_awaited) == (0, 1)
+    entry = book.admit(late, 1, 1, 1.0)
+    assert book.num_swapped == 0, "it may fail to be written"
+    book.written(entry)
+    assert book.num_swapped == 1
+    book.drop(entry)
+    assert (book.num_swapped, book.num_awaited) == (0, 1)
+    book.swapped_in([late.digest])
+    book.check()
+
+
+def test_a_block_is_pinned_as_long_as_one_of_its_sequences_waits():
+    book = TierBook(4, SIZE)
+    shared = held(book, "shared")
+    for _ in range(2):
+        book.swap_out([shared.digest])
+    book.swapped_in([shared.digest])
+    assert book.num_swapped == 1
+    book.swapped_in([shared.digest])
+    assert book.num_swapped == 0
+    book.check()
+
+
+def test_preempted_sequences_pin_no_more_than_half_of_a_tier():
+    book = TierBook(4, SIZE)
+    mine = [held(book, name) for name in "abcd"]
+    book.swap_out([one.digest for one in mine])
+    assert book.num_swapped == 2 and book.num_awaited == 4
+    book.check()
+    for name in "efgh":
+        held(book, name)
+    assert names(book, *mine) == ["a", "b"]
