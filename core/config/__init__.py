@@ -11,6 +11,7 @@ from core.config.router import PlacementConfig, RouterConfig
 from core.config.security import SecurityConfig, check_key
 from core.config.services import LogConfig, RedisConfig, TracingConfig
 from core.config.sources import load_config
+from core.config.tier_pools import SHARED_PAIR, PoolPair, all_pools, own_pair, pairs_of
 from core.config.tiers import TierConfig, default_tiers
 from core.config.transfer import TransferConfig
 from core.config.tree import BatonConfig, known_keys
@@ -21,7 +22,9 @@ __all__ = [
     "LogConfig",
     "ModelConfig",
     "PlacementConfig",
+    "SHARED_PAIR",
     "PoolConfig",
+    "PoolPair",
     "PoolsConfig",
     "PrefixCacheConfig",
     "RedisConfig",
@@ -30,9 +33,12 @@ __all__ = [
     "TierConfig",
     "TracingConfig",
     "TransferConfig",
+    "all_pools",
     "check_key",
     "default_tiers",
     "known_keys",
     "load_config",
     "log_renamed",
+    "own_pair",
+    "pairs_of",
 ]
