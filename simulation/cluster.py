@@ -12,7 +12,7 @@ from collections import Counter
 from core.errors import ServingError
 from core.ids import RequestId, WorkerId, seed_of
 from core.plan import StepPlan
-from core.session import PoolId, Role
+from core.session import PoolId, Role, WorkerDescriptor
 from core.types import GenerateRequest, RequestEvent, SamplingParams
 from engine.scheduling.sequence import Sequence
 from router.orchestrator import Orchestrator
@@ -79,6 +79,10 @@ class SimCluster(World):
             for agent in unit.transfers.agents:
                 total.update(agent.transitions)
         return total
+
+    def descriptor_of(self, node: str) -> WorkerDescriptor:
+        """Describe a worker, which may be gone."""
+        return self._everyone[node].descriptor
 
     @property
     def num_preemptions(self) -> int:

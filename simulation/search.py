@@ -39,6 +39,7 @@ COUNTS = (
     "charges",
     "over_quota",
     "local_charges",
+    "spills",
 )
 
 
@@ -69,6 +70,7 @@ class Summary:
     charges: int = 0
     over_quota: int = 0
     local_charges: int = 0
+    spills: int = 0
     violations: list[str] = field(default_factory=list)
 
     def add(self, line: dict[str, Any]) -> None:
@@ -103,6 +105,7 @@ class Summary:
             "charges": self.charges,
             "refused_over_quota": self.over_quota,
             "charges_decided_locally": self.local_charges,
+            "placements_spilled_over": self.spills,
             "endings": dict(sorted(self.endings.items())),
             "endings_above_capacity": dict(sorted(self.overload_endings.items())),
             "faults": {kind.value: self.faults[kind.value] for kind in Kind},

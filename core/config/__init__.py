@@ -4,7 +4,7 @@ Owns the names that others import; each group of settings has its module. Does n
 component does with its group.
 """
 
-from core.config.pools import EngineConfig, ModelConfig, PoolConfig, PoolsConfig
+from core.config.pools import EngineConfig, ModelConfig, OwnPoolsConfig, PoolConfig, PoolsConfig
 from core.config.prefix_cache import PrefixCacheConfig
 from core.config.renamed import log_renamed
 from core.config.router import PlacementConfig, RouterConfig
@@ -21,6 +21,7 @@ __all__ = [
     "EngineConfig",
     "LogConfig",
     "ModelConfig",
+    "OwnPoolsConfig",
     "PlacementConfig",
     "SHARED_PAIR",
     "PoolConfig",
