@@ -21,7 +21,7 @@ from cluster.router_process import RunningRouter
 from cluster.worker_process import RunningWorker
 from core.config import BatonConfig
 from core.ids import Ids, RequestId, RunId
-from core.session import Role
+from core.session import PoolId, Role
 from core.types import GenerateRequest, RequestEnded, SamplingParams, TextDelta
 from simulation.ports import StaticMembership
 
@@ -81,7 +81,7 @@ class House:
 async def started(config):
     membership = StaticMembership()
     router = RunningRouter(config, membership)
-    workers = [await RunningWorker.start(config, Role.DECODE, node="n") for _ in range(2)]
+    workers = [await RunningWorker.start(config, PoolId(Role.DECODE), node="n") for _ in range(2)]
     await router.start()
     for worker in workers:
         membership.join(worker.descriptor)

@@ -7,12 +7,14 @@ cluster starts.
 from __future__ import annotations
 
 import shlex
+from itertools import zip_longest
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
 from client.endpoints import API_KEY_VARIABLE
+from cluster.pools import pools_of
 from core import events
 from core.addresses import bare_host, join_address
 from core.config import BatonConfig, SecurityConfig
@@ -30,23 +32,25 @@ def announce(console: Console, config: BatonConfig, addresses: list[tuple[int, i
         addresses: (HTTP port, gRPC port) of each router.
     """
     host = config.router.host
-    pools = config.pools
     http_port, grpc_port = addresses[0]
     events.CLUSTER_READY.log(http_port=http_port, grpc_port=grpc_port)
     scheme = "https" if config.security.door_certificate else "http"
     table = Table("pool", "workers", "server", "address", title="ready" if http_port else "")
-    table.add_row(
-        "prefill",
-        "0" if config.colocated else str(pools.prefill.replicas),
-        "HTTP",
-        f"{scheme}://{join_address(host, http_port)}",
-    )
-    table.add_row("decode", str(pools.decode.replicas), "gRPC", join_address(host, grpc_port))
+    servers = [
+        ("HTTP", f"{scheme}://{join_address(host, http_port)}"),
+        ("gRPC", join_address(host, grpc_port)),
+    ]
     for other_http, other_grpc in dict.fromkeys(addresses[1:]):
         if (other_http, other_grpc) != addresses[0]:
             http_url = f"{scheme}://{join_address(host, other_http)}"
             grpc_address = join_address(host, other_grpc)
-            table.add_row("", "", "router", f"{http_url}, gRPC {grpc_address}")
+            servers.append(("router", f"{http_url}, gRPC {grpc_address}"))
+    # A colocated cluster shows that it has no prefill workers.
+    counts = {"prefill": "0"} | {
+        str(pool_id): str(pool.replicas) for pool_id, pool in pools_of(config).items()
+    }
+    for pool, server in zip_longest(counts.items(), servers, fillvalue=("", "")):
+        table.add_row(*pool, *server)
     console.print(table)
     command = " ".join(["baton generate 'def main('", *arguments_to_reach(config, grpc_port)])
     console.print(f"try: {command}    Ctrl-C ends the cluster", soft_wrap=True)

@@ -157,6 +157,10 @@ def _config(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[object, 
 def _tiers(prefix: str, defaults: dict[str, TierConfig]) -> Iterator[tuple[object, ...]]:
     """A tier's settings, with the defaults of the tiers that are always there."""
     for name, info in TierConfig.model_fields.items():
+        kind = info.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            yield from _config(kind, f"{prefix}{name}.")
+            continue
         default = info.get_default(call_default_factory=True)
         own = [
             f"; {tier}: `{value}`"

@@ -53,13 +53,14 @@ def _show(
 
 def _workers(replicas: list[dict[str, Any]]) -> Table:
     numbers = ("run", "wait", "free blocks")
-    table = table_of("role", "pid", "ranks", "address", "state", *numbers, numbers=numbers)
-    for r in sorted(replicas, key=lambda r: (r["role"], r["pid"])):
+    table = table_of("role", "tier", "pid", "ranks", "address", "state", *numbers, numbers=numbers)
+    for r in sorted(replicas, key=lambda r: (r["role"], r["tier"], r["pid"])):
         load = r["load"]
         # Cached blocks are given up whenever blocks are needed.
         num_free = load["free_blocks"] + load["cached_blocks"]
         table.add_row(
             r["role"],
+            r["tier"] or "shared",
             str(r["pid"]),
             " ".join(map(str, r["rank_pids"])),
             r["address"],
@@ -85,8 +86,9 @@ def _lines(readiness: dict[str, Any]) -> Iterator[str]:
     state = readiness["state"].replace("_", " ")
     for name, model in readiness["models"].items():
         pools = ", ".join(
-            f"{role} {model[role]['ready']} of {model[role]['configured']}"
-            for role in ("prefill", "decode")
+            f"{pool} {counts['ready']} of {counts['configured']}"
+            for pool, counts in model.items()
+            if isinstance(counts, dict)
         )
         canary = "" if model["canary_ms"] is None else f"; canary {model['canary_ms']:,.0f} ms"
         yield f"{name}: {state}; {pools}; store {readiness['store']}{canary}"

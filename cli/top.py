@@ -153,11 +153,12 @@ def _headline(figures: dict[str, Any]) -> str:
 
 def _workers(workers: list[dict[str, Any]]) -> Table:
     numbers = ("run", "wait", "tokens to compute", "KV in use", "cached", "preempted/s")
-    table = table_of("worker", "role", "state", *numbers, numbers=numbers)
-    for w in sorted(workers, key=lambda w: (w["role"], w["worker_id"])):
+    table = table_of("worker", "role", "tier", "state", *numbers, numbers=numbers)
+    for w in sorted(workers, key=lambda w: (w["role"], w["tier"], w["worker_id"])):
         table.add_row(
             w["worker_id"],
             w["role"],
+            w["tier"] or "shared",
             w["state"],
             f"{w['running']:,}",
             f"{w['waiting']:,}",

@@ -158,6 +158,7 @@ def _worker(replica: dict[str, Any], growth: Growth) -> dict[str, Any]:
     return {
         "worker_id": replica["worker_id"],
         "role": replica["role"],
+        "tier": replica["tier"],
         "node": replica["node"],
         "state": replica["state"],
         "running": load["running"],

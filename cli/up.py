@@ -20,12 +20,14 @@ from rich.console import Console
 from cli.banner import announce
 from cli.instances import announced
 from cluster.machine_check import check_machine
+from cluster.pools import num_workers
 from cluster.ray.env import prepare_fresh_ray
 from cluster.served_model import kv_pools_of, model_of
 from cluster.server_ports import claimed
 from core import events, logs
 from core.addresses import is_loopback
 from core.config import BatonConfig, load_config, log_renamed
+from core.session import Role
 from core.tenant_classes import TenantClasses
 from engine.checkpoint.model_spec import ModelSpec
 from process.orphan_reaper import OrphanReaper
@@ -83,8 +85,8 @@ def _show_start(config: BatonConfig, spec: ModelSpec) -> None:
     events.CLUSTER_STARTS.log(
         version=version("baton-serve"),
         model=spec.name,
-        prefill=0 if config.colocated else config.pools.prefill.replicas,
-        decode=config.pools.decode.replicas,
+        prefill=num_workers(config, Role.PREFILL),
+        decode=num_workers(config, Role.DECODE),
         routers=config.router.replicas,
     )
 

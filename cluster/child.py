@@ -22,7 +22,7 @@ import uvloop
 from core import logs
 from core.config import BatonConfig
 from core.errors import ServingError
-from core.session import Role
+from core.session import PoolId
 from process.parent_death import exit_with_parent
 
 MAX_LINE_BYTES = 16 << 20
@@ -44,11 +44,11 @@ async def open_stdin() -> asyncio.StreamReader:
     return reader
 
 
-async def _run_worker(role: Role, config: BatonConfig, stop: asyncio.Event) -> None:
+async def _run_worker(pool: PoolId, config: BatonConfig, stop: asyncio.Event) -> None:
     from cluster.members import to_json  # noqa: PLC0415 - a router loads none of this
     from cluster.worker_process import RunningWorker  # noqa: PLC0415
 
-    worker = await RunningWorker.start(config, role, node="local")
+    worker = await RunningWorker.start(config, pool, node="local")
     report({"worker": to_json(worker.descriptor)})
     # Broken or asked to end, it leaves in order; `check` then raises what broke it.
     worker.unit.fatal.add_done_callback(lambda _: stop.set())
@@ -95,7 +95,7 @@ async def _main(kind: str) -> None:
         if kind == "router":
             await _run_router(config, lines, stop)
         else:
-            await _run_worker(Role(kind), config, stop)
+            await _run_worker(PoolId.parse(kind), config, stop)
     except ServingError as error:
         report({"error": type(error).__name__, "message": error.message})
         raise SystemExit(3) from error

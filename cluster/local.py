@@ -163,8 +163,8 @@ class LocalCluster:
         """
         self.failed = asyncio.get_running_loop().create_future()
         names = [
-            f"{role.value}-{index}"
-            for role, pool in pools_of(self.config).items()
+            f"{pool_id}-{index}"
+            for pool_id, pool in pools_of(self.config).items()
             for index in range(pool.replicas)
         ]
         self._desired = len(names)
@@ -185,7 +185,7 @@ class LocalCluster:
         self._tasks += [loop.create_task(self._keep_router(index)) for index in self._routers]
 
     async def _start_worker(self, name: str) -> None:
-        child = await Child.spawn(name.partition("-")[0], self.config)
+        child = await Child.spawn(name.rpartition("-")[0], self.config)
         self._workers[name] = child
         report = await child.recv(name)
         self._members[name] = from_json(report["worker"])

@@ -24,10 +24,10 @@ def check_machine(config: BatonConfig, spec: ModelSpec) -> None:
         Unavailable: The tokenizer did not start.
     """
     with_read_secrets(config)
-    for role, pool in pools_of(config).items():
+    for pool_id, pool in pools_of(config).items():
         engine = pool.engine
         layout = spec.layout(engine.block_size_tokens, engine.tensor_parallel_size)
-        check_tiers(config.prefix_cache, engine, role, layout)
+        check_tiers(config.prefix_cache, engine, pool_id.role, layout)
     if prompts := read_prompts(config.router.public_prompts):
         tokenizer = TokenizerPool(spec.folder, config.router.tokenize_timeout_s)
         asyncio.run(_begin_conversations(PublicPrompts(prompts), tokenizer))

@@ -1,25 +1,20 @@
 """Which pools of workers a config asks for.
 
-Owns that a colocated cluster has one pool, whose workers prefill and decode. Does not know workers.
+Owns the pools of a whole config, those of its tiers included. Does not know workers.
 """
 
 from __future__ import annotations
 
-from core.config import BatonConfig, PoolConfig
-from core.session import Role
+from core.config import BatonConfig, PoolConfig, all_pools
+from core.session import PoolId, Role
 
 
-def pool_of(config: BatonConfig, role: Role) -> PoolConfig:
-    """Return the pool of a role."""
-    return config.pools.prefill if role is Role.PREFILL else config.pools.decode
-
-
-def pools_of(config: BatonConfig) -> dict[Role, PoolConfig]:
+def pools_of(config: BatonConfig) -> dict[PoolId, PoolConfig]:
     """Return the pools of a cluster, which may have no replicas."""
-    roles = (Role.DECODE,) if config.colocated else (Role.PREFILL, Role.DECODE)
-    return {role: pool_of(config, role) for role in roles}
+    return all_pools(config.pools, config.tiers, colocated=config.colocated)
 
 
-def num_workers(config: BatonConfig) -> int:
-    """Count the workers that a config asks for."""
-    return sum(pool.replicas for pool in pools_of(config).values())
+def num_workers(config: BatonConfig, *roles: Role) -> int:
+    """Count the workers that a config asks for; only those of some roles if these are given."""
+    pools = pools_of(config).items()
+    return sum(pool.replicas for pool_id, pool in pools if not roles or pool_id.role in roles)

@@ -58,11 +58,11 @@ NUM_RESERVED_SCRAPERS = 4
 
 
 def expected_roles(config: BatonConfig) -> frozenset[Role]:
-    """Return the pools that the config fills with workers, and those that path pd requires."""
+    """Return the roles of pools that the config fills with workers, both if path pd is forced."""
     # The operator wants the transfer: one pool alone is not what was asked for.
     if config.placement.path == "pd":
         return frozenset(Role)
-    return frozenset(role for role, pool in pools_of(config).items() if pool.replicas)
+    return frozenset(pool_id.role for pool_id, pool in pools_of(config).items() if pool.replicas)
 
 
 class RunningRouter:
@@ -120,6 +120,7 @@ class RunningRouter:
         )
         tiers = Tiers(config.tiers, config.default_tier)
         classes = TenantClasses(config.tenant_classes)
+        pools = pools_of(config)
         made = compose_service(
             RouterComponents(
                 membership=membership,
@@ -142,14 +143,8 @@ class RunningRouter:
                 keyring=Keyring(security.api_keys, clock.now_s, tiers=tiers, classes=classes),
                 tenant_classes=classes,
                 expected_roles=expected_roles(config),
-                configured={
-                    Role.PREFILL: 0 if config.colocated else config.pools.prefill.replicas,
-                    Role.DECODE: config.pools.decode.replicas,
-                },
-                prices_per_hour={
-                    Role.PREFILL: config.pools.prefill.price_per_hour,
-                    Role.DECODE: config.pools.decode.price_per_hour,
-                },
+                configured={pool_id: pool.replicas for pool_id, pool in pools.items()},
+                prices_per_hour={pool_id: pool.price_per_hour for pool_id, pool in pools.items()},
                 must_cross=config.placement.path == "pd",
                 store=RedisMemberStore(config.redis.url) if config.redis.url else None,
                 quota_store=make_quota_store(config) if config.redis.url else None,

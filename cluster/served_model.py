@@ -34,10 +34,10 @@ def model_of(config: BatonConfig) -> ModelSpec:
 def kv_pools_of(config: BatonConfig, spec: ModelSpec) -> dict[str, dict[str, int]]:
     """What one worker of each pool holds: bytes of a KV block, bytes and tokens of all of them."""
     pools = {}
-    for role, pool in pools_of(config).items():
+    for pool_id, pool in pools_of(config).items():
         engine = pool.engine
         layout = spec.layout(engine.block_size_tokens, engine.tensor_parallel_size)
-        pools[role.value] = {
+        pools[str(pool_id)] = {
             "kv_block_bytes": layout.block_bytes,
             "kv_pool_bytes": layout.block_bytes * engine.num_blocks,
             "kv_pool_tokens": engine.num_blocks * engine.block_size_tokens,

@@ -13,7 +13,7 @@ from typing import assert_never
 
 from cluster.block_stores import exports_kv, make_stores
 from cluster.certificate_expiry import CertificateEnds
-from cluster.pools import pool_of
+from cluster.pools import pools_of
 from cluster.prefix_index import IndexTask, make_publisher
 from cluster.secrets import with_read_secrets
 from cluster.served_model import model_of
@@ -26,7 +26,7 @@ from core.errors import ConfigError, ModelLoadError
 from core.ids import Ids, WorkerId
 from core.ports import Network
 from core.prefix_changes import StorageTier
-from core.session import Role, WorkerDescriptor
+from core.session import PoolId, Role, WorkerDescriptor
 from decode_worker.role import DecodeRole
 from engine.ranks.rank_group import Launch, RankGroup, launch_child
 from engine.scheduling.block_changes import BlockChanges
@@ -91,12 +91,19 @@ class RunningWorker:
     async def start(
         cls,
         config: BatonConfig,
-        role: Role,
+        pool: PoolId,
         node: str,
         host: str = "127.0.0.1",
         launch: Launch = launch_child,
     ) -> RunningWorker:
-        """Load the model, listen, be ready; `launch` starts one rank process.
+        """Load the model, listen, be ready.
+
+        Args:
+            config: The whole tree.
+            pool: Which of its pools the worker is in.
+            node: Where it runs.
+            host: Address that it listens on.
+            launch: Starts one rank process.
 
         Raises:
             ModelLoadError: The model cannot be served.
@@ -111,7 +118,8 @@ class RunningWorker:
             )
         began_at = time.monotonic()
         spec = model_of(config)
-        engine = pool_of(config, role).engine
+        role = pool.role
+        engine = pools_of(config)[pool].engine
         is_exported = exports_kv(engine, role)
         ranks = RankGroup(spec, engine, launch, exports_kv=is_exported)
         try:
@@ -124,7 +132,7 @@ class RunningWorker:
             raise
         layout = spec.layout(engine.block_size_tokens, engine.tensor_parallel_size)
         ids = Ids()
-        worker_id = ids.worker(role.value)
+        worker_id = ids.worker(str(pool))
         tls = session_tls(config.security, role.value)
         # Without a cache there is nothing that another request could find.
         is_published = bool(config.redis.url) and engine.cache_prefixes
@@ -145,6 +153,7 @@ class RunningWorker:
             worker_id=WorkerId(worker_id),
             incarnation=ids.incarnation(),
             model=spec.name,
+            tier=pool.tier,
             node=node,
             pid=os.getpid(),
             tracing=make_tracing(config.tracing, f"baton-{role.value}"),
@@ -158,6 +167,7 @@ class RunningWorker:
         events.WORKER_READY.log(
             worker_id=worker_id,
             role=role.value,
+            tier=pool.tier,
             model=spec.name,
             rank_pids=descriptor.rank_pids,
             took_s=round(time.monotonic() - began_at, 3),

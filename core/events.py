@@ -192,7 +192,7 @@ WORKER_READY = Event(
     "worker_ready",
     INFO,
     "a worker has loaded its model and listens",
-    ("worker_id", "role", "model", "rank_pids", "took_s"),
+    ("worker_id", "role", "tier", "model", "rank_pids", "took_s"),
 )
 WORKER_FAILED = Event("worker_failed", ERROR, "a worker cannot go on, and ends", ("reason",))
 RANKS_LOST = Event(

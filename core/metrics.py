@@ -124,7 +124,7 @@ POOL_PRICE = Metric(
     "baton_pool_price_per_hour",
     "gauge",
     "what the live workers of a pool cost an hour, in the currency of `pools.NAME.price_per_hour`",
-    ("role",),
+    ("role", "tier"),
 )
 KV_BYTES = Metric("baton_kv_transfer_bytes_total", "counter", "KV bytes handed over")
 TRANSFERS = Metric("baton_kv_transfers_total", "counter", "hand-overs that arrived", ("transport",))
@@ -173,7 +173,7 @@ REFUSED = Metric(
     "requests of a tier for which there was no room to wait, or no permit in time, since the start",
     ("tier",),
 )
-WORKERS = Metric("baton_pool_replicas", "gauge", "workers with a live session", ("role",))
+WORKERS = Metric("baton_pool_replicas", "gauge", "workers with a live session", ("role", "tier"))
 ROUTERS = Metric(
     "baton_routers",
     "gauge",

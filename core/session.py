@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import NamedTuple
 
 from core.errors import ServingError
 from core.ids import Epoch, Incarnation, RouterId, RunId, TransferId, WorkerId
@@ -23,6 +24,29 @@ class Role(StrEnum):
 
     PREFILL = "prefill"
     DECODE = "decode"
+
+
+class PoolId(NamedTuple):
+    """One pool of workers: what they are for, and whose they are."""
+
+    role: Role
+    tier: str = ""
+    """Whose own pool it is; empty: all tiers share it."""
+
+    def __str__(self) -> str:
+        """Write it as names of workers and deployments begin: `decode`, `decode-batch`."""
+        return f"{self.role.value}-{self.tier}" if self.tier else self.role.value
+
+    @classmethod
+    def parse(cls, text: str) -> PoolId:
+        """Read what `str` has written."""
+        role, _, tier = text.partition("-")
+        return cls(Role(role), tier)
+
+    @property
+    def setting(self) -> str:
+        """The key of its settings in a config."""
+        return f"tiers.{self.tier}.pools.{self.role}" if self.tier else f"pools.{self.role}"
 
 
 class Task(StrEnum):
@@ -47,12 +71,18 @@ class WorkerDescriptor:
     block_size_tokens: int
     num_blocks: int
     max_model_len: int
-    tier: str = "standard"
+    tier: str = ""
+    """Whose own pool it is in; empty: all tiers share it."""
     node: str = ""
     pid: int = 0
     rank_pids: tuple[int, ...] = ()
     exports_kv: bool = True
     """What it computes can be read by peers; a decode worker's device keeps it to itself."""
+
+    @property
+    def pool(self) -> PoolId:
+        """The pool that it is in."""
+        return PoolId(self.role, self.tier)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from core import metrics
 from core.config import PlacementConfig, RouterConfig
 from core.ids import Ids
 from core.ports import Clock, Membership, MemberStore, Network, QuotaStore, Tokenizer
-from core.session import Role
+from core.session import PoolId, Role
 from core.tenant_classes import TenantClasses
 from core.trace import NoTracing, Tracing
 from prefix_index.mirror import MembershipMirror
@@ -39,6 +39,7 @@ from router.observe.worker_gauges import worker_gauges
 from router.orchestrator import Orchestrator
 from router.peer_fetches import PeerFetches
 from router.placer import Placer
+from router.pool_choice import PoolChoice
 from router.prompt_prefixes import PromptPrefixes, PublishedBlocks
 from router.public_prompts import PublicPrompts
 from router.quotas.quotas import Quotas
@@ -82,9 +83,9 @@ class ServiceComponents:
     keyring: Keyring
     expected_roles: frozenset[Role]
     """Pools that must have a worker before the router is ready for the first time."""
-    configured: Mapping[Role, int] = field(default_factory=dict)
+    configured: Mapping[PoolId, int] = field(default_factory=dict)
     """Workers that each pool should have."""
-    prices_per_hour: Mapping[Role, float] = field(default_factory=dict)
+    prices_per_hour: Mapping[PoolId, float] = field(default_factory=dict)
     """What a worker of each pool costs."""
     must_cross: bool = False
     """Path pd is forced: the router is ready only while every expected pool has a worker."""
@@ -126,10 +127,11 @@ class Router:
 def compose(components: RouterComponents, observer: RequestObserver | None = None) -> RouterCore:
     """Put a router's core together; it follows the members once `sessions.follow` is called."""
     sessions = _sessions(components)
-    admission = _admission(components, sessions)
+    pools = PoolChoice(components.tiers.by_name)
+    admission = _admission(components, sessions, pools)
     prefixes = _prefixes(components)
     fetches = _fetches(components, sessions)
-    placer = Placer(sessions.candidates, prefixes, fetches, components.clock)
+    placer = Placer(sessions.candidates, pools, prefixes, fetches, components.clock)
     return _core(
         components, sessions, admission, prefixes, fetches, placer, observer or RequestObserver()
     )
@@ -143,7 +145,8 @@ def compose_service(components: RouterComponents, parts: ServiceComponents) -> R
     config = components.config
     clock = components.clock
     sessions = _sessions(components)
-    admission = _admission(components, sessions)
+    pools = PoolChoice(components.tiers.by_name)
+    admission = _admission(components, sessions, pools)
     mirror = (
         MembershipMirror(parts.store, lambda: [replica(view) for view in sessions.views()])
         if parts.store is not None
@@ -169,11 +172,13 @@ def compose_service(components: RouterComponents, parts: ServiceComponents) -> R
             metrics.SLO_OBJECTIVE: lambda: {
                 name: tier.slo_objective for name, tier in components.tiers.by_name.items()
             },
-            metrics.WORKERS: status.live_by_role,
-            metrics.POOL_PRICE: lambda: {
-                role: num_live * parts.prices_per_hour.get(Role(role), 0.0)
-                for role, num_live in status.live_by_role().items()
-            },
+            metrics.WORKERS: lambda: _labelled(status.live_by_pool()),
+            metrics.POOL_PRICE: lambda: _labelled(
+                {
+                    pool: num_live * parts.prices_per_hour.get(pool, 0.0)
+                    for pool, num_live in status.live_by_pool().items()
+                }
+            ),
             metrics.API_KEYS: parts.keyring.num_by_state,
             metrics.CERTIFICATE_ENDS: parts.read_certificate_ends,
             metrics.PROBLEMS: status.num_by_problem,
@@ -192,7 +197,7 @@ def compose_service(components: RouterComponents, parts: ServiceComponents) -> R
     recorder = Recorder(telemetry, SheddingLog(admission, clock.now_s), explanations, log)
     prefixes = _prefixes(components)
     fetches = _fetches(components, sessions)
-    placer = Placer(sessions.candidates, prefixes, fetches, clock)
+    placer = Placer(sessions.candidates, pools, prefixes, fetches, clock)
     core = _core(components, sessions, admission, prefixes, fetches, placer, recorder)
     service = GenerationService(
         model=parts.model,
@@ -206,7 +211,7 @@ def compose_service(components: RouterComponents, parts: ServiceComponents) -> R
             clock,
             components.ids,
             parts.seed_key,
-            lambda: [candidate.descriptor for candidate in sessions.candidates()],
+            lambda tier: [c.descriptor for c in pools.usable(tier, sessions.candidates())],
             parts.text,
             parts.public_prompts,
             components.tiers,
@@ -249,6 +254,11 @@ def compose_charging(
     return Charging(quotas, components.tiers)
 
 
+def _labelled(by_pool: Mapping[PoolId, float]) -> dict[tuple[str, ...], float]:
+    """Return the figures of pools under their labels; an empty tier is no label."""
+    return {(pool.role.value, pool.tier): figure for pool, figure in by_pool.items()}
+
+
 def _sessions(components: RouterComponents) -> WorkerSessions:
     return WorkerSessions(
         components.membership,
@@ -258,7 +268,9 @@ def _sessions(components: RouterComponents) -> WorkerSessions:
     )
 
 
-def _admission(components: RouterComponents, sessions: WorkerSessions) -> Admission:
+def _admission(
+    components: RouterComponents, sessions: WorkerSessions, pools: PoolChoice
+) -> Admission:
     config = components.config
     return Admission(
         config.max_running,
@@ -272,7 +284,7 @@ def _admission(components: RouterComponents, sessions: WorkerSessions) -> Admiss
             components.tiers.by_name,
             config.queue_wait_s,
             components.placement,
-            sessions.candidates,
+            lambda tier: pools.usable(tier, sessions.candidates()),
         ),
     )
 

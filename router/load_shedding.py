@@ -65,7 +65,7 @@ class LoadShedding:
         tiers: Mapping[str, TierConfig],
         queue_wait_s: float,
         rules: PlacementConfig | None = None,
-        read_workers: Callable[[], Sequence[Candidate]] = list,
+        read_workers: Callable[[str], Sequence[Candidate]] = lambda tier: (),
     ) -> None:
         """Start without a prediction.
 
@@ -76,7 +76,7 @@ class LoadShedding:
             queue_wait_s: Longest wait for a permit, where a tier has no other; one that would be
                 longer is not begun.
             rules: Which prompts are computed where they are decoded.
-            read_workers: Lists live workers.
+            read_workers: Lists the live workers that a tier may use.
         """
         self._clock = clock
         self._ids = ids
@@ -87,8 +87,8 @@ class LoadShedding:
         self._releases = ReleaseRate()
         self._own_releases = {tier: ReleaseRate() for tier in tiers}
         """Of each tier, while it has its share."""
-        self._work = IDLE
-        self._work_read_s: float | None = None
+        self._work: dict[str, tuple[float, PrefillWork]] = {}
+        """For each tier, and when it was read."""
 
     def released(self, tier: str, *, is_awaited: bool, is_share_awaited: bool = False) -> None:
         """Note that a request has given back its permits.
@@ -123,7 +123,7 @@ class LoadShedding:
         if not ahead.num_running:
             return None
         now_s = self._clock.now_s()
-        wait = self._expected(tier, ahead, self._work_for(num_tokens, now_s), now_s)
+        wait = self._expected(tier, ahead, self._work_for(tier, num_tokens, now_s), now_s)
         if on_expected is not None:
             on_expected(wait, self._tiers[tier].max_ttft_s)
         left_s = None if deadline_at is None else max(0.0, deadline_at - now_s)
@@ -163,20 +163,18 @@ class LoadShedding:
         own_interval_s = self._own_releases[tier].interval_s(now_s)
         return expected_wait(ahead, self._releases.interval_s(now_s), work, own_interval_s)
 
-    def _work_for(self, num_tokens: int | None, now_s: float) -> PrefillWork:
+    def _work_for(self, tier: str, num_tokens: int | None, now_s: float) -> PrefillWork:
         is_long = num_tokens is not None and num_tokens >= self._rules.local_below_tokens
-        return self._prefill_work(now_s) if is_long else IDLE
+        return self._prefill_work(tier, now_s) if is_long else IDLE
 
-    def _prefill_work(self, now_s: float) -> PrefillWork:
+    def _prefill_work(self, tier: str, now_s: float) -> PrefillWork:
         """Read what those workers have to do that a long prompt may go to."""
-        read_s = self._work_read_s
-        if read_s is None or not 0 <= now_s - read_s < WORK_FRESH_S:
-            workers = self._read_workers()
-            self._work = prefill_work(
-                [c for c in workers if self._may_compute(c)] or workers, now_s
-            )
-            self._work_read_s = now_s
-        return self._work
+        known = self._work.get(tier)
+        if known is None or not 0 <= now_s - known[0] < WORK_FRESH_S:
+            workers = self._read_workers(tier)
+            work = prefill_work([c for c in workers if self._may_compute(c)] or workers, now_s)
+            known = self._work[tier] = now_s, work
+        return known[1]
 
     def _may_compute(self, c: Candidate) -> bool:
         """True if a worker computes long prompts for others, or has nobody whom one would delay."""

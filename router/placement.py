@@ -49,6 +49,13 @@ class Placement:
         local = ((Path.LOCAL, cost) for cost in self.local_costs)
         return (*across, *local)
 
+    @property
+    def predicted_s(self) -> float:
+        """Seconds to the first token, as predicted; 0 if the chosen worker's cost was not kept."""
+        chosen = self.path, self.prefill.worker_id
+        known = (cost.total_s for path, cost in self.costs if (path, cost.worker_id) == chosen)
+        return next(known, 0.0)
+
 
 @dataclass(frozen=True, slots=True)
 class PlacementConstraints:

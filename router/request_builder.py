@@ -62,12 +62,12 @@ class RequestBuilder:
         clock: Clock,
         ids: Ids,
         seed_key: bytes,
-        read_workers: Callable[[], Sequence[WorkerDescriptor]],
+        read_workers: Callable[[str], Sequence[WorkerDescriptor]],
         tokens: TokenNames | None = None,
         public_prompts: PublicPrompts | None = None,
         tiers: Tiers | None = None,
     ) -> None:
-        """Build for `model`; `read_workers` lists live ones, whose room limits a request."""
+        """Build for `model`; `read_workers(tier)` lists those whose room limits a request."""
         self._model = model
         self._config = config
         self._tokenizer = tokenizer
@@ -151,12 +151,12 @@ class RequestBuilder:
         bad_words = await self._bad_words(params.bad_words, params.identity.tenant)
         is_chat = isinstance(params.prompt, ChatPrompt)
         if "max_tokens" not in given:
-            room = self._limits.room(len(token_ids), given.get("n", 1))
+            room = self._limits.room(tier, len(token_ids), given.get("n", 1))
             given["max_tokens"] = room if is_chat else min(room, DEFAULT_COMPLETION_TOKENS)
         sampling = SamplingParams(**{**given, "bad_words": bad_words})
         sampling.validate(self._model.vocabulary_size)
         self._limits.check_scores(token_ids, sampling)
-        self._limits.check_length(token_ids, sampling, "messages" if is_chat else "prompt")
+        self._limits.check_length(tier, token_ids, sampling, "messages" if is_chat else "prompt")
         hidden_stops = self._hidden_stops(sampling)
         stop_ids = (*sampling.stop_token_ids, *(i for i, _ in hidden_stops))
         sampling = replace(sampling, stop_token_ids=stop_ids)

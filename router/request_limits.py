@@ -20,31 +20,31 @@ class RequestLimits:
         self,
         max_model_len: int,
         max_prompt_logprobs: int,
-        read_workers: Callable[[], Sequence[WorkerDescriptor]],
+        read_workers: Callable[[str], Sequence[WorkerDescriptor]],
     ) -> None:
         """Limit requests.
 
         Args:
             max_model_len: Prompt plus output (tokens).
             max_prompt_logprobs: Numbers that the scores of one prompt may be.
-            read_workers: Lists live workers, whose room limits a request.
+            read_workers: Lists the live workers that a tier may use, whose room limits a request.
         """
         self._max_model_len = max_model_len
         self._max_prompt_logprobs = max_prompt_logprobs
         self._read_workers = read_workers
 
-    def _limits(self, num_choices: int) -> list[tuple[int, str]]:
+    def _limits(self, tier: str, num_choices: int) -> list[tuple[int, str]]:
         """List the limits on prompt plus output (tokens), each with how to raise it."""
         limits = [(self._max_model_len, "")]
-        for d in self._read_workers():
+        for d in self._read_workers(tier):
             num_tokens = max(0, d.num_blocks - num_choices) * d.block_size_tokens
             remedy = f" A worker's pool holds {d.num_blocks} KV blocks; raise engine.num_blocks."
             limits.append((num_tokens, remedy))
         return limits
 
-    def room(self, num_prompt_tokens: int, num_choices: int) -> int:
+    def room(self, tier: str, num_prompt_tokens: int, num_choices: int) -> int:
         """Return the longest output (tokens) that the context and the smallest pool can hold."""
-        return max(1, min(self._limits(num_choices))[0] - num_prompt_tokens)
+        return max(1, min(self._limits(tier, num_choices))[0] - num_prompt_tokens)
 
     def check_scores(self, token_ids: Sequence[int], sampling: SamplingParams) -> None:
         """Refuse a prompt with more scores than one reply may have.
@@ -64,11 +64,12 @@ class RequestLimits:
             )
 
     def check_length(
-        self, token_ids: Sequence[int], sampling: SamplingParams, prompt_field: str
+        self, tier: str, token_ids: Sequence[int], sampling: SamplingParams, prompt_field: str
     ) -> None:
         """Refuse what no worker could ever hold.
 
         Args:
+            tier: The request's: it goes to no worker of others' own pools.
             token_ids: The prompt.
             sampling: The request's.
             prompt_field: What the client calls the prompt.
@@ -76,7 +77,7 @@ class RequestLimits:
         Raises:
             PromptTooLong: In the words by which OpenAI's clients recognize it.
         """
-        limit, remedy = min(self._limits(sampling.n))
+        limit, remedy = min(self._limits(tier, sampling.n))
         total = len(token_ids) + sampling.max_tokens
         if total > limit:
             raise too_long(

@@ -12,7 +12,7 @@ from collections import Counter
 from core.errors import ServingError
 from core.ids import RequestId, WorkerId, seed_of
 from core.plan import StepPlan
-from core.session import Role
+from core.session import PoolId, Role, WorkerDescriptor
 from core.types import GenerateRequest, RequestEvent, SamplingParams
 from engine.scheduling.sequence import Sequence
 from router.orchestrator import Orchestrator
@@ -80,6 +80,10 @@ class SimCluster(World):
                 total.update(agent.transitions)
         return total
 
+    def descriptor_of(self, node: str) -> WorkerDescriptor:
+        """Describe a worker, which may be gone."""
+        return self._everyone[node].descriptor
+
     @property
     def num_preemptions(self) -> int:
         """Of all workers there ever were."""
@@ -99,17 +103,29 @@ class SimCluster(World):
             await self.add(Role.PREFILL)
         for _ in range(self.shape.decode):
             await self.add(Role.DECODE)
+        for tier, config in self.shape.tiers.items():
+            for role, pool in (
+                (Role.PREFILL, config.pools.prefill),
+                (Role.DECODE, config.pools.decode),
+            ):
+                for _ in range(pool.replicas if pool is not None else 0):
+                    await self.add(role, tier)
         for router in self.routers:
             router.start()
 
-    async def add(self, role: Role, *, is_incompatible: bool = False) -> str:
-        """Start one worker; an incompatible one holds another model than it announces.
+    async def add(self, role: Role, tier: str = "", *, is_incompatible: bool = False) -> str:
+        """Start one worker.
+
+        Args:
+            role: Prefill or decode.
+            tier: In whose own pool it is; empty: all tiers share it.
+            is_incompatible: It holds another model than it announces.
 
         Returns:
             The node's name.
         """
         self._num_workers += 1
-        node = f"{role.value}{self._num_workers}"
+        node = f"{PoolId(role, tier)}{self._num_workers}"
         left = [n for n in self.disks if n not in self.units and n.startswith(role.value)]
         if left:
             self.disks[node] = self.disks.pop(left[0])
@@ -117,7 +133,7 @@ class SimCluster(World):
         made = worker_node.compose(
             self,
             node,
-            role,
+            PoolId(role, tier),
             self.shape.slow if is_slow else 1.0,
             lambda plan: self._stepped(node, plan),
             is_incompatible=is_incompatible,

@@ -15,9 +15,10 @@ Does not know clients.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from core.config import TierConfig
 from core.errors import InvariantViolation, NoWorker, ServingError, WorkerDied
 from core.types import RequestEnded, SamplingParams
 from router.placement import Placement, PlacementConstraints, choose
@@ -26,6 +27,7 @@ from router.request_state import RequestState
 from router.request_stream import RequestStream
 from simulation.cluster import SimCluster
 from simulation.observers import ClusterObserver
+from simulation.pool_invariants import may_use
 from simulation.prefix_invariants import SETTLED_S, check_views
 from simulation.report import Report
 from simulation.router_node import SimRouter
@@ -132,7 +134,9 @@ class Watch(ClusterObserver):
             if not router.is_alive:
                 del self._placing[key]
             # The clock starts when a placement first becomes possible, not when it was asked for.
-            elif router.name in self._cluster.paused or not _could_place(router, run):
+            elif router.name in self._cluster.paused or not _could_place(
+                router, run, self._cluster.shape.tiers
+            ):
                 self._placing[key] = (router, run, now_s)
             elif now_s - since_s > UNUSED_WORKER_S:
                 self._report.violated(
@@ -152,14 +156,19 @@ class Watch(ClusterObserver):
                 self._report.violated(f"I8 {node} was well, and called dead: {error.message}")
 
 
-def _could_place(router: SimRouter, run: RequestState) -> bool:
+def _could_place(router: SimRouter, run: RequestState, tiers: Mapping[str, TierConfig]) -> bool:
     constraints = PlacementConstraints(
         rules=run.rules.model_copy(update={"local_below_tokens": 1}),
         must_be_local=len(run.choices) > 1 and any(c.token_ids for c in run.choices),
     )
     try:
         now_s = asyncio.get_running_loop().time()
-        choose(router.sessions.candidates(), run.request, constraints, now_s=now_s)
+        usable = [
+            c
+            for c in router.sessions.candidates()
+            if may_use(tiers, run.request.tier, c.descriptor)
+        ]
+        choose(usable, run.request, constraints, now_s=now_s)
     except NoWorker:
         return False
     return True

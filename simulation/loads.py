@@ -14,7 +14,9 @@ from dataclasses import replace
 
 from core.config import (
     EngineConfig,
+    OwnPoolsConfig,
     PlacementConfig,
+    PoolConfig,
     RouterConfig,
     TierConfig,
     TransferConfig,
@@ -63,6 +65,7 @@ def make_plan(
     plan = _with_tiers(
         random.Random(f"tiers {seed}"), TrialPlan(seed, shape, requests, faults, style)
     )
+    plan = _with_own_pools(random.Random(f"pools {seed}"), plan)
     num_of_quotas = round(PART_SHARES[Part.QUOTAS] * num_faults)
     return with_quotas(random.Random(f"quotas {seed}"), plan, num_of_quotas, LOAD_S)
 
@@ -337,6 +340,33 @@ def _with_tiers(rng: random.Random, plan: TrialPlan) -> TrialPlan:
     }
     names = rng.choice([list(tiers), ["interactive", "batch"], ["interactive", *3 * ["batch"]]])
     requests = tuple(replace(planned, tier=rng.choice(names)) for planned in plan.requests)
+    return replace(plan, shape=replace(plan.shape, tiers=tiers), requests=requests)
+
+
+def _with_own_pools(rng: random.Random, plan: TrialPlan) -> TrialPlan:
+    """Give some plans below capacity a tier that has pools of its own, and those who spill over.
+
+    None of those on a forced path pd: a pair of pools that lacks a worker must not be a fault.
+    """
+    if rng.random() < 0.5 or plan.style.is_overload or plan.shape.placement.path == "pd":
+        return plan
+    requests = plan.requests
+    if len({planned.tier for planned in requests}) == 1:
+        requests = tuple(
+            replace(planned, tier=rng.choice(["interactive", "standard"])) for planned in requests
+        )
+    owner, other = rng.sample(sorted({planned.tier for planned in requests}), 2)
+    pool = PoolConfig(replicas=rng.choice([1, 1, 2]), engine=plan.shape.engine)
+    pools = rng.choice([{"decode": pool}, {"prefill": pool}, {"prefill": pool, "decode": pool}])
+    tiers = dict(plan.shape.tiers)
+    owning = {
+        "pools": OwnPoolsConfig(**pools),
+        "spill_to": rng.choice([(), ("shared",), ("shared", other)]),
+        "slo_ttft_s": rng.choice([0.0, 0.0, 0.05]),
+    }
+    tiers[owner] = tiers[owner].model_copy(update=owning)
+    soaking = {"spill_to": rng.choice([(), (owner,)]), "slo_ttft_s": rng.choice([0.0, 0.05])}
+    tiers[other] = tiers[other].model_copy(update=soaking)
     return replace(plan, shape=replace(plan.shape, tiers=tiers), requests=requests)
 
 

@@ -38,6 +38,8 @@ class Report:
     """Refused to them."""
     local_charges: int = 0
     """Of both, those decided without the store."""
+    spills: int = 0
+    """Placements outside the first pools of a request's tier."""
     steps: int = 0
     virtual_s: float = 0.0
 

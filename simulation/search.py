@@ -40,6 +40,7 @@ COUNTS = (
     "charges",
     "over_quota",
     "local_charges",
+    "spills",
 )
 
 
@@ -71,6 +72,7 @@ class Summary:
     charges: int = 0
     over_quota: int = 0
     local_charges: int = 0
+    spills: int = 0
     violations: list[str] = field(default_factory=list)
 
     def add(self, line: dict[str, Any]) -> None:
@@ -106,6 +108,7 @@ class Summary:
             "charges": self.charges,
             "refused_over_quota": self.over_quota,
             "charges_decided_locally": self.local_charges,
+            "placements_spilled_over": self.spills,
             "endings": dict(sorted(self.endings.items())),
             "endings_above_capacity": dict(sorted(self.overload_endings.items())),
             "faults": {kind.value: self.faults[kind.value] for kind in Kind},

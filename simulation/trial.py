@@ -12,7 +12,7 @@ invariants do.
     L3 at rest nothing is left                        L4 a ready worker is used
     F1 to F4 bounded overtaking at every worker       X1 no exception is left that nobody caught
     C1 to C4 cached prefixes, and what routers know   Q1 to Q4 quotas of keys
-    H1 enough faults bit
+    P1 pools of a tier's own stay its own             H1 enough faults bit
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from simulation.invariants import Watch, check_recovery, check_rest
 from simulation.loop import run_virtual
 from simulation.oracle import Oracle
 from simulation.plan import PlannedRequest, TrialPlan
+from simulation.pool_invariants import PoolWatch
 from simulation.prefix_invariants import PrefixWatch
 from simulation.quota_invariants import QuotaWatch
 from simulation.report import Report
@@ -59,6 +60,7 @@ async def _trial(plan: TrialPlan) -> Report:
 
     quotas = QuotaWatch(cluster, report)
     looks = [Fairness(cluster, report).look, PrefixWatch(cluster, report).look, quotas.look]
+    PoolWatch(cluster, report)
     watch = Watch(cluster, report, looks)
     watching = asyncio.get_running_loop().create_task(watch.run())
     async with asyncio.TaskGroup() as tasks:

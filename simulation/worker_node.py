@@ -14,7 +14,7 @@ from typing import Any
 from core.ids import RouterId, TransferId, WorkerId
 from core.plan import StepPlan
 from core.prefix_changes import StorageTier
-from core.session import Role, Submit
+from core.session import PoolId, Role, Submit
 from core.stored_block import StorageFault
 from decode_worker.role import DecodeRole
 from engine.scheduling.block_changes import BlockChanges
@@ -80,7 +80,7 @@ class WorkerNode:
 def compose(
     world: World,
     node: str,
-    role: Role,
+    pool: PoolId,
     slowness: float,
     on_step: Callable[[StepPlan], None],
     *,
@@ -91,7 +91,7 @@ def compose(
     Args:
         world: What all nodes share.
         node: Its name.
-        role: Prefill or decode.
+        pool: Which it is in.
         slowness: How many times longer its steps take than the shape says.
         on_step: Sees each plan before it is executed.
         is_incompatible: It holds another model than it announces.
@@ -114,7 +114,7 @@ def compose(
         shape.load_s,
     )
     components = WorkerComponents(
-        role=PrefillRole if role is Role.PREFILL else DecodeRole,
+        role=PrefillRole if pool.role is Role.PREFILL else DecodeRole,
         runner=runner,
         kv=kv,
         layout=layout,
@@ -133,6 +133,7 @@ def compose(
         block_changes=changes,
         stores=_stores(world, node),
         tiers=shape.tiers,
+        tier=pool.tier,
     )
     # Tasks and timers belong to the node in whose context they are made.
     worker = on_node(node).run(compose_worker, components)

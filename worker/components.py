@@ -135,6 +135,8 @@ class WorkerComponents:
     """Storage tiers below the pool."""
     tiers: Mapping[str, TierConfig] = field(default_factory=default_tiers)
     """By name, as requests have it (`GenerateRequest.tier`)."""
+    tier: str = ""
+    """Whose own pool the worker is in; empty: all tiers share it."""
 
     def describe(self) -> WorkerDescriptor:
         """Describe the worker, which listens nowhere yet."""
@@ -149,6 +151,7 @@ class WorkerComponents:
             block_size_tokens=self.engine.block_size_tokens,
             num_blocks=self.engine.num_blocks,
             max_model_len=self.max_model_len,
+            tier=self.tier,
             node=self.node,
             pid=self.pid,
             rank_pids=self.runner.rank_pids(),

@@ -19,7 +19,7 @@ from bench.router.stub_blocks import StubBlocks
 from bench.router.stub_worker import StubFirstToken, StubPace, StubWorker
 from cluster.child import open_stdin, report
 from cluster.members import to_json
-from cluster.pools import pool_of
+from cluster.pools import pools_of
 from cluster.prefix_index import IndexTask, make_publisher
 from cluster.served_model import model_of
 from core import logs
@@ -28,7 +28,7 @@ from core.clocks import SystemClock
 from core.config import BatonConfig
 from core.ids import Ids
 from core.prefix_changes import StorageTier
-from core.session import Role, WorkerDescriptor
+from core.session import PoolId, Role, WorkerDescriptor
 from engine.checkpoint.model_spec import ModelSpec
 from prefix_index.publisher import Content
 from process.parent_death import exit_with_parent
@@ -54,7 +54,7 @@ class StubPool:
 
     def _make(self, spec: ModelSpec, role: Role) -> tuple[StubWorker, StubBlocks]:
         security = self._config.security
-        size = pool_of(self._config, role).engine.block_size_tokens
+        size = pools_of(self._config)[PoolId(role)].engine.block_size_tokens
         digest = spec.layout(size).content_digest
         key = hash_key(security.cluster_key)
         blocks = StubBlocks(

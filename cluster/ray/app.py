@@ -107,8 +107,8 @@ class RayCluster:
         # One node: nothing of ours leaves the machine, whichever Ray was joined.
         is_loopback = sum(1 for node in ray.nodes() if node["Alive"]) == 1
         check_network(self.config, endpoint, is_loopback=is_loopback)
-        for role, pool in pools_of(self.config).items():
-            check_fit(role.value, pool, ray.nodes())
+        for pool_id, pool in pools_of(self.config).items():
+            check_fit(pool_id.setting, pool, ray.nodes())
         if is_loopback:
             self._secrets = tempfile.TemporaryDirectory(prefix="baton-secrets-")
             self.config = with_secrets_in_files(

@@ -14,7 +14,7 @@ from cluster.pools import pools_of
 from cluster.ray.ranks import STRATEGY, bundles
 from cluster.ray.replicas import RouterReplica, WorkerReplica
 from core.config import BatonConfig, PoolConfig
-from core.session import Role
+from core.session import PoolId
 
 ROLE_LABEL = "baton.role"
 HEALTH = {"health_check_period_s": 1.0, "health_check_timeout_s": 5.0}
@@ -23,7 +23,7 @@ STOP_GRACE_S = 10.0
 """More than a worker takes to drain (5 s): Ray kills a replica that takes longer than this."""
 
 
-def _pool(config: BatonConfig, role: Role, pool: PoolConfig, *, is_loopback: bool) -> Any:  # noqa: ANN401 - Ray's type
+def _pool(config: BatonConfig, pool_id: PoolId, pool: PoolConfig, *, is_loopback: bool) -> Any:  # noqa: ANN401 - Ray's type
     options: dict[str, Any] = {"num_cpus": pool.num_cpus}
     group: dict[str, Any] = {}
     if pool.engine.tensor_parallel_size > 1:
@@ -38,7 +38,7 @@ def _pool(config: BatonConfig, role: Role, pool: PoolConfig, *, is_loopback: boo
     if pool.node_label and not group:
         options["label_selector"] = {ROLE_LABEL: pool.node_label}
     deployment = serve.deployment(WorkerReplica).options(
-        name=role.value,
+        name=str(pool_id),
         num_replicas=pool.replicas,
         ray_actor_options=options,
         max_ongoing_requests=64,
@@ -47,14 +47,14 @@ def _pool(config: BatonConfig, role: Role, pool: PoolConfig, *, is_loopback: boo
         **group,
         **HEALTH,
     )
-    return deployment.bind(config.model_dump_json(), role.value, is_loopback)
+    return deployment.bind(config.model_dump_json(), str(pool_id), is_loopback)
 
 
 def build_app(config: BatonConfig, *, is_loopback: bool = True) -> Any:  # noqa: ANN401 - Ray's type
     """Bind the Serve application: routers over their pools."""
     pools = [
-        _pool(config, role, pool, is_loopback=is_loopback)
-        for role, pool in pools_of(config).items()
+        _pool(config, pool_id, pool, is_loopback=is_loopback)
+        for pool_id, pool in pools_of(config).items()
         if pool.replicas
     ]
     router = serve.deployment(RouterReplica).options(

@@ -158,7 +158,7 @@ def bundles(pool: PoolConfig) -> list[dict[str, float]]:
     return [{"CPU": pool.num_cpus}, *([rank] * pool.engine.tensor_parallel_size)]
 
 
-def check_fit(name: str, pool: PoolConfig, nodes: list[dict[str, Any]]) -> None:
+def check_fit(setting: str, pool: PoolConfig, nodes: list[dict[str, Any]]) -> None:
     """Refuse a worker that no node can hold: Ray would let it wait for ever.
 
     Raises:
@@ -173,7 +173,7 @@ def check_fit(name: str, pool: PoolConfig, nodes: list[dict[str, Any]]) -> None:
         return
     best = {key: max((node.get(key, 0.0) for node in alive), default=0.0) for key in needed}
     raise ConfigError(
-        f"pools.{name}: a worker of {pool.engine.tensor_parallel_size} ranks needs "
+        f"{setting}: a worker of {pool.engine.tensor_parallel_size} ranks needs "
         f"{needed['CPU']:g} CPUs and {needed['GPU']:g} GPUs on one node; the largest nodes have "
         f"{best['CPU']:g} and {best['GPU']:g}; lower engine.tensor_parallel_size, num_cpus, "
         "rank_num_cpus or rank_num_gpus"

@@ -16,14 +16,14 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from cluster.members import PushedMembership, from_json, to_json
-from cluster.pools import num_workers, pool_of
+from cluster.pools import num_workers, pools_of
 from cluster.ray.ranks import ActorRanks
 from cluster.redis.server import RedisServer
 from cluster.router_process import RunningRouter
 from cluster.worker_process import RunningWorker
 from core import logs
 from core.config import BatonConfig
-from core.session import Role, WorkerDescriptor
+from core.session import PoolId, WorkerDescriptor
 from engine.ranks.rank_group import launch_child
 from router.observe.routers import RouterEntry
 
@@ -43,16 +43,17 @@ class WorkerReplica:
     """A worker inside a Serve replica: Serve restarts it, routers connect to it directly."""
 
     async def __init__(  # type: ignore[misc]
-        self, config_json: str, role: str, is_loopback: bool
+        self, config_json: str, pool_name: str, is_loopback: bool
     ) -> None:
-        """Load the model and listen."""
+        """Load the model and listen, as a worker of the pool with this name."""
         config = BatonConfig.model_validate_json(config_json)
-        logs.configure(role, config.log.format, config.log.level)
+        logs.configure(pool_name, config.log.format, config.log.level)
         node = ray.get_runtime_context().get_node_id()[:12]
-        pool = pool_of(config, Role(role))
+        pool_id = PoolId.parse(pool_name)
+        pool = pools_of(config)[pool_id]
         launch = ActorRanks(pool) if pool.engine.tensor_parallel_size > 1 else launch_child
         host = _node_host(is_loopback=is_loopback)
-        self._worker = await RunningWorker.start(config, Role(role), node, host, launch)
+        self._worker = await RunningWorker.start(config, pool_id, node, host, launch)
 
     async def describe(self) -> dict[str, Any]:
         """Return the worker's descriptor."""

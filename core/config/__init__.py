@@ -4,13 +4,14 @@ Owns the names that others import; each group of settings has its module. Does n
 component does with its group.
 """
 
-from core.config.pools import EngineConfig, ModelConfig, PoolConfig, PoolsConfig
+from core.config.pools import EngineConfig, ModelConfig, OwnPoolsConfig, PoolConfig, PoolsConfig
 from core.config.prefix_cache import PrefixCacheConfig
 from core.config.renamed import log_renamed
 from core.config.router import PlacementConfig, RouterConfig
 from core.config.security import SecurityConfig, check_key
 from core.config.services import LogConfig, RedisConfig, TracingConfig
 from core.config.sources import load_config
+from core.config.tier_pools import SHARED_PAIR, PoolPair, all_pools, own_pair, pairs_of
 from core.config.tiers import TierConfig, default_tiers
 from core.config.transfer import TransferConfig
 from core.config.tree import BatonConfig, known_keys
@@ -20,8 +21,11 @@ __all__ = [
     "EngineConfig",
     "LogConfig",
     "ModelConfig",
+    "OwnPoolsConfig",
     "PlacementConfig",
+    "SHARED_PAIR",
     "PoolConfig",
+    "PoolPair",
     "PoolsConfig",
     "PrefixCacheConfig",
     "RedisConfig",
@@ -30,9 +34,12 @@ __all__ = [
     "TierConfig",
     "TracingConfig",
     "TransferConfig",
+    "all_pools",
     "check_key",
     "default_tiers",
     "known_keys",
     "load_config",
     "log_renamed",
+    "own_pair",
+    "pairs_of",
 ]

@@ -11,6 +11,9 @@ from pydantic import Field
 
 from core.config.node import Node
 
+SHARED = "shared"
+"""What `tiers.NAME.spill_to` calls the pools that all tiers share."""
+
 
 class ModelConfig(Node):
     """What is served."""
@@ -89,6 +92,21 @@ class PoolConfig(Node):
     )
     engine: EngineConfig = Field(
         default_factory=EngineConfig, description="the engine of each worker"
+    )
+
+
+class OwnPoolsConfig(Node):
+    """Pools that one tier has for itself."""
+
+    prefill: PoolConfig | None = Field(
+        None,
+        description="workers that compute prompts of this tier alone, with the settings of "
+        "`pools.prefill`; none: it uses the shared ones",
+    )
+    decode: PoolConfig | None = Field(
+        None,
+        description="workers that compute outputs of this tier alone, with the settings of "
+        "`pools.decode`; none: it uses the shared ones",
     )
 
 

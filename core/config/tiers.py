@@ -14,7 +14,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from core.config.node import Node, Seconds
-from core.config.pools import ModelConfig
+from core.config.pools import SHARED, ModelConfig, OwnPoolsConfig
 from core.config.router import RouterConfig
 from core.prices import Prices
 from core.types import CANARY_TIER, DEFAULT_TIER
@@ -22,7 +22,7 @@ from core.types import CANARY_TIER, DEFAULT_TIER
 MAX_TIERS = 16
 """Each is a label of several metrics."""
 MAX_PRICE = 1e9
-RESERVED = ("auto", DEFAULT_TIER, CANARY_TIER)
+RESERVED = ("auto", DEFAULT_TIER, CANARY_TIER, SHARED)
 _NAME = re.compile(r"[a-z][a-z0-9_-]{0,31}")
 Weight = Annotated[float, Field(ge=0.001, le=1000)]
 
@@ -123,6 +123,15 @@ class TierConfig(Node):
         1.0,
         description="how much longer than others' its blocks stay in the storage tiers of "
         "prefix_cache",
+    )
+    pools: OwnPoolsConfig = Field(
+        default_factory=OwnPoolsConfig, description="pools of its own, beside the shared ones"
+    )
+    spill_to: tuple[str, ...] = Field(
+        (),
+        description="whose pools its requests may use, in this order, when its own have no worker "
+        "that can take one, or would be late (max_ttft_s; 0: slo_ttft_s) and the other earlier: "
+        "names of tiers, or shared",
     )
 
     @property

@@ -19,6 +19,7 @@ from core.config.prefix_cache import PrefixCacheConfig
 from core.config.router import PlacementConfig, RouterConfig, check_ports
 from core.config.security import SecurityConfig, check_key
 from core.config.services import LogConfig, RedisConfig, TracingConfig
+from core.config.tier_pools import all_pools, check_pools
 from core.config.tiers import TierConfig, check_tiers, default_tiers, with_built_in
 from core.config.transfer import TransferConfig
 from core.tenant_classes import check_tenant_classes
@@ -93,25 +94,15 @@ class BatonConfig(Node):
         return self
 
     @model_validator(mode="after")
-    def _pair_fits(self) -> BatonConfig:
-        prefill, decode = self.pools.prefill, self.pools.decode
-        if prefill.replicas + decode.replicas == 0:
-            raise ValueError(
-                "pools: prefill.replicas and decode.replicas are both 0; start at least one worker"
-            )
+    def _pools_fit(self) -> BatonConfig:
         if self.colocated and self.placement.path == "pd":
             raise ValueError("placement.path is pd but colocated has one pool; use auto or local")
-        if self.placement.path == "pd" and 0 in (prefill.replicas, decode.replicas):
-            raise ValueError(
-                "placement.path is pd but a pool has 0 replicas; give both pools at least 1"
-            )
-        sizes = prefill.engine.block_size_tokens, decode.engine.block_size_tokens
-        if not self.colocated and max(sizes) % min(sizes):
-            raise ValueError(
-                f"pools.prefill.engine.block_size_tokens is {sizes[0]}, "
-                f"pools.decode.engine.block_size_tokens is {sizes[1]}, and KV goes only between "
-                "blocks that divide one another; make one a multiple of the other"
-            )
+        check_pools(
+            all_pools(self.pools, self.tiers, colocated=self.colocated),
+            self.tiers,
+            colocated=self.colocated,
+            must_cross=self.placement.path == "pd",
+        )
         return self
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from core.change_event import ChangeEvent
-from core.session import Role
+from core.session import PoolId, Role
 from router.workers.view import SessionState, WorkerView
 
 STORE_UNREACHABLE = "down"
@@ -46,8 +46,8 @@ class Proof:
         """Start without any proof.
 
         Args:
-            read_live_roles: Pools that have a worker which takes requests.
-            expected_roles: Pools that the config asks for.
+            read_live_roles: Those of workers that take requests.
+            expected_roles: Those of the pools that the config asks for.
             must_cross: Path pd is forced: the router is ready only while all of them live.
         """
         self._read_live_roles = read_live_roles
@@ -124,7 +124,7 @@ class ClusterView:
     """What a router sees of its cluster at one moment."""
 
     workers: Sequence[WorkerView]
-    configured: Mapping[Role, int]
+    configured: Mapping[PoolId, int]
     """Workers that each pool should have."""
     store: str
     is_draining: bool
@@ -141,35 +141,40 @@ class ClusterView:
         elif self.canary_error:
             code = "starting" if self.is_starting else "no_request_gets_through"
             found.append(Problem(code, self.canary_error))
-        for role in Role:
-            found += self._pool(role)
+        for pool in known_pools(self.configured):
+            found += self._pool(pool)
         found += [problem for worker in self.workers if (problem := _of_worker(worker)) is not None]
         if self.store == STORE_UNREACHABLE:
             detail = "Redis does not answer; requests are not affected"
             found.append(Problem("store_unreachable", detail))
         return found
 
-    def _pool(self, role: Role) -> list[Problem]:
-        num_configured = self.configured.get(role, 0)
+    def _pool(self, pool: PoolId) -> list[Problem]:
+        num_configured = self.configured.get(pool, 0)
         # By the config, not by who is there: a worker that never came is missed as well.
-        num_ready = num_usable(self.workers, role)
+        num_ready = num_usable(self.workers, pool)
         if num_ready >= num_configured:
             return []
-        detail = f"{num_ready} of {num_configured} {role.value} workers are ready"
+        detail = f"{num_ready} of {num_configured} {pool} workers are ready"
         return [Problem("pool_short" if num_ready else "pool_empty", detail)]
 
 
-def num_usable(workers: Iterable[WorkerView], role: Role) -> int:
+def known_pools(configured: Mapping[PoolId, int]) -> list[PoolId]:
+    """List the shared pools, which are shown even where there are none, and all that should be."""
+    return list(dict.fromkeys((*map(PoolId, Role), *configured)))
+
+
+def num_usable(workers: Iterable[WorkerView], pool: PoolId) -> int:
     """Count workers of a pool that are connected and take requests."""
     return sum(
-        worker.state is SessionState.LIVE and worker.is_ready and worker.descriptor.role is role
+        worker.state is SessionState.LIVE and worker.is_ready and worker.descriptor.pool == pool
         for worker in workers
     )
 
 
 def _of_worker(worker: WorkerView) -> Problem | None:
     d = worker.descriptor
-    name = f"{d.role.value} worker {d.worker_id} (pid {d.pid})"
+    name = f"{d.pool} worker {d.worker_id} (pid {d.pid})"
     match worker.state:
         case SessionState.DIALLING:
             return Problem("worker_connecting", f"{name} is dialled")
@@ -189,13 +194,13 @@ def state_of(problems: list[Problem], *, is_ready: bool) -> str:
     return "degraded" if problems else "ready"
 
 
-def pools_of(workers: Sequence[WorkerView], configured: Mapping[Role, int]) -> dict[str, Any]:
+def pools_of(workers: Sequence[WorkerView], configured: Mapping[PoolId, int]) -> dict[str, Any]:
     """Count the workers of each pool: ready, known, configured."""
     return {
-        role.value: {
-            "ready": num_usable(workers, role),
-            "total": sum(1 for worker in workers if worker.descriptor.role is role),
-            "configured": configured.get(role, 0),
+        str(pool): {
+            "ready": num_usable(workers, pool),
+            "total": sum(1 for worker in workers if worker.descriptor.pool == pool),
+            "configured": configured.get(pool, 0),
         }
-        for role in Role
+        for pool in known_pools(configured)
     }

@@ -11,10 +11,18 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from core.errors import Overloaded
-from core.session import Role, RouteReport, WorkerDescriptor
+from core.session import PoolId, RouteReport, WorkerDescriptor
 from core.timeline import rounded_ms
 from router.admission import Admission
-from router.observe.readiness import PROBLEMS, ClusterView, Proof, num_usable, pools_of, state_of
+from router.observe.readiness import (
+    PROBLEMS,
+    ClusterView,
+    Proof,
+    known_pools,
+    num_usable,
+    pools_of,
+    state_of,
+)
 from router.observe.routers import RouterList
 from router.workers.view import SessionState, WorkerView
 
@@ -42,7 +50,7 @@ class ClusterStatus:
         workers: KnownWorkers,
         admission: Admission,
         proof: Proof,
-        configured: Mapping[Role, int],
+        configured: Mapping[PoolId, int],
         read_store_state: Callable[[], str],
         routers: RouterList | None = None,
     ) -> None:
@@ -104,10 +112,10 @@ class ClusterStatus:
 
     # --- gauges -----------------------------------------------------------------------------------
 
-    def live_by_role(self) -> dict[str, int]:
-        """Count usable workers by role."""
+    def live_by_pool(self) -> dict[PoolId, int]:
+        """Count usable workers of each pool that the config has."""
         workers = self._workers.views()
-        return {role.value: num_usable(workers, role) for role in Role}
+        return {pool: num_usable(workers, pool) for pool in known_pools(self._configured)}
 
     def num_by_problem(self) -> dict[str, int]:
         """Count problems by code, zeros included."""
@@ -147,17 +155,19 @@ class ClusterStatus:
     def load(self) -> dict[str, Any]:
         """Describe the load of the router and of each pool."""
         pools: dict[str, dict[str, int]] = {
-            role.value: {
+            str(pool_id): {
                 "replicas": 0,
                 "running": 0,
                 "waiting": 0,
                 "waiting_tokens": 0,
                 "free_blocks": 0,
             }
-            for role in Role
+            for pool_id in known_pools(self._configured)
         }
         for worker in self._workers.views():
-            pool = pools[worker.descriptor.role.value]
+            pool = pools.get(str(worker.descriptor.pool))
+            if pool is None:  # of a config with other tiers
+                continue
             pool["replicas"] += worker.state is SessionState.LIVE
             pool["running"] += worker.load.num_running
             pool["waiting"] += worker.load.num_waiting

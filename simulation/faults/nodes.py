@@ -24,14 +24,14 @@ async def _kill(injection: Injection, fault: Fault) -> None:
     if node is None:
         return
     cluster = injection.cluster
-    role = cluster.units[node].descriptor.role
+    pool = cluster.units[node].descriptor.pool
     injection.bite(fault)
     injection.mark_ill(node)
     # Before the death: a router that finds no worker may wait only while one is starting.
     cluster.membership.starting += 1
     await cluster.kill(node, MEMBERS_LAG_S)
     await asyncio.sleep(fault.for_s)
-    await cluster.add(role)
+    await cluster.add(*pool)
     cluster.membership.starting -= 1
     cluster.membership.notify()
 
@@ -52,7 +52,7 @@ async def _drain(injection: Injection, fault: Fault) -> None:
     if node is None:
         return
     cluster.draining[node] = None  # before the await: no other fault may take it now
-    await cluster.add(cluster.units[node].descriptor.role)
+    await cluster.add(*cluster.units[node].descriptor.pool)
     if node in cluster.units and node not in cluster.paused:
         injection.bite(fault)
         await cluster.drain(node)

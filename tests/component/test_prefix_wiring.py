@@ -11,7 +11,7 @@ from cluster.router_process import RunningRouter
 from cluster.worker_process import RunningWorker
 from core.block_hash import block_hashes, hash_key, root_hash
 from core.config import BatonConfig
-from core.session import Role
+from core.session import PoolId, Role
 from simulation.ports import StaticMembership
 
 KEY = "a secret of sufficient length"
@@ -29,7 +29,7 @@ async def test_a_worker_publishes_and_a_router_follows(tmp_path):
         }
     )
     router = RunningRouter(config, membership)
-    worker = await RunningWorker.start(config, Role.PREFILL, node="n")
+    worker = await RunningWorker.start(config, PoolId(Role.PREFILL), node="n")
     try:
         await router.start()
         membership.join(worker.descriptor)

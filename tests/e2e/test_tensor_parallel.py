@@ -90,6 +90,6 @@ def test_a_worker_that_fits_no_node_is_refused_with_what_the_best_node_has():
     with pytest.raises(
         ConfigError, match="4 ranks needs 9 CPUs and 0 GPUs on one node; the largest nodes have 8"
     ):
-        check_fit("decode", pool, nodes)
-    check_fit("decode", pool, [{"Alive": True, "Resources": {"CPU": 9.0}}])
+        check_fit("pools.decode", pool, nodes)
+    check_fit("pools.decode", pool, [{"Alive": True, "Resources": {"CPU": 9.0}}])
     assert bundles(pool) == [{"CPU": 1.0}] + [{"CPU": 2.0}] * 4

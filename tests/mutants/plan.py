@@ -30,7 +30,7 @@ kv_transfer/sender.py kv_transfer/threadsafe_callbacks.py prefill_worker/role.py
 prefix_index/entries.py prefix_index/feed.py prefix_index/publisher.py prefix_index/view.py
 router/admission.py router/attempt_state.py router/attempts.py router/candidate.py
 router/choice_output.py router/cost.py router/expected_prefixes.py router/orchestrator.py
-router/placement.py router/prompt_prefixes.py
+router/placement.py router/pool_choice.py router/prompt_prefixes.py
 router/request_state.py router/steering.py router/submits.py router/text/detokenizing.py
 router/fair_queue.py router/tier_queues.py router/tiers.py
 router/workers/introductions.py

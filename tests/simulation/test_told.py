@@ -9,12 +9,12 @@ from support.virtual import ask, run, unit
 from core import events
 from core.config import PlacementConfig
 from core.ports import StoreFailed
-from core.session import Role
+from core.session import PoolId, Role
 from prefix_index.mirror import FAILURES_TO_BREAK, MembershipMirror
 from router.observe.readiness import ClusterView, pools_of, state_of
 
 AUTO = PlacementConfig(path="auto", local_below_tokens=0)
-BOTH = {Role.PREFILL: 1, Role.DECODE: 1}
+BOTH = {PoolId(Role.PREFILL): 1, PoolId(Role.DECODE): 1}
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def test_a_worker_that_dies_is_told_of_with_pid_and_reason_and_a_new_one_joins(t
         await cluster.add(Role.DECODE)
         await asyncio.sleep(1.0)
         assert problems(cluster) == ("ready", [])
-        two = {**BOTH, Role.DECODE: 2}
+        two = {**BOTH, PoolId(Role.DECODE): 2}
         assert problems(cluster, configured=two) == ("degraded", ["pool_short"])
         return worker
 

@@ -22,7 +22,14 @@ def worker(name, role, used, cached, running=0, waiting=0, tokens=0):
         "cached_blocks": cached,
         "total_blocks": 200,
     }
-    return {"worker_id": name, "role": role, "node": "n", "state": "live", "load": load}
+    return {
+        "worker_id": name,
+        "role": role,
+        "tier": "",
+        "node": "n",
+        "state": "live",
+        "load": load,
+    }
 
 
 WORKERS = [

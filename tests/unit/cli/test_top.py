@@ -42,9 +42,9 @@ def test_it_shows_the_state_and_the_rates_first():
 
 def test_it_shows_every_worker_tier_and_transport():
     text = drawn(FIRST, SECOND)
-    assert row(text, "decode-0") == "decode live 3 0 0 █████░░░░░ 52% 10% 0.5".split()
-    assert row(text, "prefill-0") == "prefill live 0 2 900 ░░░░░░░░░░ 0% 75% 0.0".split()
-    assert row(text, "decode-1")[1] == "dialling"
+    assert row(text, "decode-0") == "decode shared live 3 0 0 █████░░░░░ 52% 10% 0.5".split()
+    assert row(text, "prefill-0") == "prefill shared live 0 2 900 ░░░░░░░░░░ 0% 75% 0.0".split()
+    assert row(text, "decode-1")[2] == "dialling"
     assert row(text, "interactive") == "2 0 0 90.0% 4.0 80.0".split()
     assert row(text, "batch") == "1 7 4 - 0.0 0.0".split()
     assert row(text, "shm") == "2 0 0.250 ms 2.25 GB/s".split()

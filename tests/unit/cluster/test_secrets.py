@@ -10,7 +10,7 @@ from cluster.worker_process import RunningWorker
 from core.config import BatonConfig, load_config
 from core.errors import ConfigError, WorkerLost
 from core.ids import seed_of
-from core.session import Role
+from core.session import PoolId, Role
 
 KEY = "a secret of sufficient length"
 
@@ -53,4 +53,4 @@ async def test_all_children_of_a_cluster_get_the_same_secrets(monkeypatch):
 
 async def test_a_worker_without_a_cluster_key_does_not_start():
     with pytest.raises(ConfigError, match="without security.cluster_key"):
-        await RunningWorker.start(load_config(None, {}, {}), Role.DECODE, node="n")
+        await RunningWorker.start(load_config(None, {}, {}), PoolId(Role.DECODE), node="n")

@@ -46,7 +46,7 @@ class Router:
     def now_s(self):
         return self.now
 
-    def read(self):
+    def read(self, tier):
         self.num_reads += 1
         return self.workers
 

@@ -51,7 +51,7 @@ def maker(pools=(), public=None, tiers=None):
         StillClock(),
         Ids(),
         b"key",
-        lambda: list(pools),
+        lambda tier: list(pools),
         public_prompts=public,
         tiers=tiers,
     )
@@ -259,7 +259,14 @@ class Wide(ByteTokenizer):
 
 async def make_of_wide(prompt="ab", given=None, config=None, **fields):
     made = RequestBuilder(
-        MODEL, config or RouterConfig(), Wide(), StillClock(), Ids(), b"key", list, Vocabulary()
+        MODEL,
+        config or RouterConfig(),
+        Wide(),
+        StillClock(),
+        Ids(),
+        b"key",
+        lambda tier: [],
+        Vocabulary(),
     )
     return await made.make(RequestParams(prompt, given or {}, **fields))
 
@@ -278,7 +285,7 @@ async def test_a_token_that_the_model_has_no_row_for_is_named(prompt, field):
 async def test_bad_words_and_ends_that_the_model_cannot_draw_do_not_reach_it():
     made = RequestBuilder(
         replace(MODEL, eos_token_ids=(2, 300)), RouterConfig(), Wide(), StillClock(), Ids(), b"key",
-        list,
+        lambda tier: [],
     )  # fmt: skip
     request = await made.make(RequestParams("ab", {}, bad_words=("N", "M")))
     assert request.sampling.bad_words == ((77,), (32, 77)) and request.eos_token_ids == (2,)
@@ -291,7 +298,9 @@ async def test_a_bad_word_that_has_no_tokens_does_not_reach_a_worker():
         async def encode(self, text, *, adds_special_tokens=True, tenant="", max_bytes=0):
             return [1, *text.encode()] if adds_special_tokens else []
 
-    made = RequestBuilder(MODEL, RouterConfig(), Silent(), StillClock(), Ids(), b"key", list)
+    made = RequestBuilder(
+        MODEL, RouterConfig(), Silent(), StillClock(), Ids(), b"key", lambda tier: []
+    )
     assert (await made.make(RequestParams("ab", {}, bad_words=("x",)))).sampling.bad_words == ()
 
 
@@ -327,7 +336,7 @@ class Slow(ByteTokenizer):
 async def test_a_prompt_is_read_for_its_tenant_within_the_deadline_and_what_may_fit():
     slow = Slow()
     model = replace(MODEL, max_prompt_bytes=700)
-    made = RequestBuilder(model, RouterConfig(), slow, StillClock(), Ids(), b"key", list)
+    made = RequestBuilder(model, RouterConfig(), slow, StillClock(), Ids(), b"key", lambda tier: [])
     identity = Identity(tenant="acme", tier="")
     await made.make(RequestParams("ab", {}, identity=identity))
     await made.make(RequestParams("ab", {}, truncate_prompt_tokens=5, identity=identity))

@@ -72,7 +72,9 @@ class Service:
         self.charging = SimpleNamespace(headers=lambda identity: {})
         self.explanations = SimpleNamespace(router_id="router-1", num_routers=1)
         clock = SimpleNamespace(now_s=lambda: 1.0)
-        self._maker = RequestBuilder(MODEL, self.config, None, clock, Ids(), b"key", list, TEXT)
+        self._maker = RequestBuilder(
+            MODEL, self.config, None, clock, Ids(), b"key", lambda tier: [], TEXT
+        )
         self.made = []
 
     def uptime_s(self):

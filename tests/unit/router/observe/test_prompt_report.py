@@ -16,6 +16,7 @@ from router.observe import prompt_report
 from router.observe.prompt_report import PromptReport
 from router.peer_fetches import PeerFetches
 from router.placer import Placer
+from router.pool_choice import PoolChoice
 from router.prompt_prefixes import PromptPrefixes
 
 KEY = hash_key("secret")
@@ -41,7 +42,7 @@ class House:
         self.view = PrefixView()
         self.prefixes = PromptPrefixes(self.view, KEY, LoopClock())
         fetches = PeerFetches(None, None, LoopClock())
-        placer = Placer(lambda: pool, self.prefixes, fetches, LoopClock())
+        placer = Placer(lambda: pool, PoolChoice({}), self.prefixes, fetches, LoopClock())
         self.report = PromptReport(self.prefixes, placer, lambda: pool, PlacementConfig())
 
     def stores(self, name, *blocks, tier=StorageTier.POOL):
