@@ -163,12 +163,13 @@ async def main():
     router = await Child.spawn("router", load_config(None, flags, {}))
     rows = []
     try:
-        ports = await router.recv("router-0")
-        await router.send(json.dumps({"members": [to_json(descriptor)], "is_starting": False}))
+        listens = (await router.recv("router-0"))["router"]
+        update = {"members": [to_json(descriptor)], "is_starting": False, "routers": []}
+        await router.send(json.dumps(update))
         await asyncio.sleep(1.0)
         for server, load, port in (
-            ("HTTP", over_http, ports["http_port"]),
-            ("gRPC", over_grpc, ports["grpc_port"]),
+            ("HTTP", over_http, listens["http_port"]),
+            ("gRPC", over_grpc, listens["grpc_port"]),
         ):
             for streams in STREAMS:
                 requests = max(24, 3 * streams)

@@ -119,13 +119,13 @@ async def _measure(config: BatonConfig, plan: RouterPlan, load: RouterLoad) -> M
         order = {"config": config.model_dump(mode="json"), "plan": asdict(plan)}
         await stubs.send(json.dumps(order))
         router = await keep(Child.spawn("router", config))
-        ports = await router.recv("the router")
+        listens = (await router.recv("the router"))["router"]
         workers = (await stubs.recv("the stub workers"))["workers"]
-        await router.send(json.dumps({"members": workers, "is_starting": False}))
+        await router.send(json.dumps({"members": workers, "is_starting": False, "routers": []}))
         clients = []
         for share in load.split(plan.clients):
             client = await keep(Child.start("bench.router.client"))
-            order = {"port": ports["http_port"], "load": asdict(share)}
+            order = {"port": listens["http_port"], "load": asdict(share)}
             await client.send(json.dumps(order))
             clients.append(client)
         for client in clients:
