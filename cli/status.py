@@ -78,7 +78,8 @@ def _tiers(tiers: dict[str, dict[str, int]]) -> Table:
     keys = ("running", "queued", "overflowed", "refused")
     table = table_of("tier", *numbers, numbers=numbers)
     for name, counts in tiers.items():
-        table.add_row(name, *(str(counts[key]) for key in keys))
+        # A router of an earlier version does not count them all.
+        table.add_row(name, *(str(counts.get(key, 0)) for key in keys))
     return table
 
 

@@ -280,18 +280,6 @@ STORED_HITS = Metric(
     "blocks that workers have loaded from a storage tier, those that have left among them",
     ("storage",),
 )
-STORED_SWAPPED = Metric(
-    "baton_storage_swapped_blocks",
-    "gauge",
-    "blocks of preempted sequences that wait, pinned in a storage tier of a live worker",
-    ("storage",),
-)
-STORED_SWAPPED_IN = Metric(
-    "baton_storage_swapped_in_blocks",
-    "gauge",
-    "of the blocks loaded from a storage tier, those with which preempted sequences went on",
-    ("storage",),
-)
 STORAGE_FAULTS = Metric(
     "baton_storage_faults",
     "gauge",

@@ -323,10 +323,6 @@ class StorageLoad:
     """Loaded into the pool since the worker's start."""
     faults: Mapping[str, int] = field(default_factory=dict)
     """Blocks that could not be written or read since then, by `StorageFault`."""
-    swapped_blocks: int = 0
-    """Pinned now for preempted sequences that wait."""
-    swapped_in_blocks: int = 0
-    """Of the loaded ones, those for preempted sequences."""
 
 
 @dataclass(frozen=True, slots=True)

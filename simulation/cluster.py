@@ -89,12 +89,6 @@ class SimCluster(World):
         """Of all workers there ever were."""
         return sum(unit.scheduler.num_preemptions for unit in self._everyone.values())
 
-    @property
-    def num_swapped_in(self) -> int:
-        """Blocks that preempted sequences went on with, of all workers there ever were."""
-        stored = [unit.stored for unit in self._everyone.values() if unit.stored]
-        return sum(one.tiers.counts.swapped_in_blocks.total() for one in stored)
-
     # --- life -------------------------------------------------------------------------------------
 
     async def start(self) -> None:

@@ -39,8 +39,6 @@ GIANT_MODEL_LEN = 700
 STYLES = 6 * [Style.CALM] + [Style.ALONE, Style.ADMISSION, Style.POOL, Style.GIANTS]
 SCOPES = (scope_of("b", ""), scope_of("c", ""))
 """Of two tenants, whose requests take turns in workers; others are nobody's."""
-STORED_SHARE = 0.25
-"""Of all trials, with storage tiers below the pools."""
 SLOW_STEP_S = 0.25
 """At this pace one worker alone, where faults leave no other, serves a whole load in time."""
 
@@ -60,27 +58,13 @@ def make_plan(
     faults = _draw_faults(rng, num_faults, style, shape)
     drawing = _Drawing(rng, style, shape, num_requests)
     requests = _with_faults(rng, drawing.requests(), faults)
-    shape = _with_storage(random.Random(f"storage {seed}"), shape)
-    # With randomness of their own: storage, tiers and quotas leave the rest of a plan as it is.
+    # With randomness of their own: tiers and quotas leave the rest of a plan as it is.
     plan = _with_tiers(
         random.Random(f"tiers {seed}"), TrialPlan(seed, shape, requests, faults, style)
     )
     plan = _with_own_pools(random.Random(f"pools {seed}"), plan)
     num_of_quotas = round(PART_SHARES[Part.QUOTAS] * num_faults)
     return with_quotas(random.Random(f"quotas {seed}"), plan, num_of_quotas, LOAD_S)
-
-
-def _with_storage(rng: random.Random, shape: ClusterShape) -> ClusterShape:
-    """Keep blocks below the pools in a part of the clusters: answers are the same."""
-    if rng.random() >= STORED_SHARE or not shape.engine.cache_prefixes:
-        return shape
-    return replace(
-        shape,
-        host_blocks=rng.choice([6, 60, 400]),
-        disk_blocks=rng.choice([0, 0, 60]),
-        copy_block_s=rng.choice([1e-5, 0.0002, 0.004]),
-        copy_fault_odds=rng.choice([0.0, 0.0, 0.05]),
-    )
 
 
 def _draw_faults(

@@ -26,8 +26,6 @@ class Report:
     tokens: int = 0
     scored: int = 0
     preemptions: int = 0
-    swapped_in: int = 0
-    """Blocks with which preempted sequences went on, from a storage tier."""
     hits: int = 0
     """Requests of which a part of the prompt was found cached."""
     led: int = 0

@@ -34,7 +34,6 @@ COUNTS = (
     "reconnects",
     "scored",
     "preemptions",
-    "swapped_in",
     "hits",
     "led",
     "charges",
@@ -66,7 +65,6 @@ class Summary:
     reconnects: int = 0
     scored: int = 0
     preemptions: int = 0
-    swapped_in: int = 0
     hits: int = 0
     led: int = 0
     charges: int = 0
@@ -102,7 +100,6 @@ class Summary:
             "tokens": self.tokens,
             "prompts_scored": self.scored,
             "preemptions": self.preemptions,
-            "blocks_swapped_in": self.swapped_in,
             "prefix_hits": self.hits,
             "placements_led_by_the_index": self.led,
             "charges": self.charges,

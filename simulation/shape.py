@@ -57,7 +57,5 @@ class ClusterShape:
     """The same on a disk, which the next worker of the role takes over."""
     copy_block_s: float = 0.0002
     """To copy a block out of the pool or into it."""
-    copy_fault_odds: float = 0.0
-    """That a copy out or in fails."""
     slow: float = 1.0
     """How many times slower the first decode worker is than the others."""

@@ -91,5 +91,4 @@ def _count(cluster: SimCluster, injector: Injector, report: Report) -> None:
     report.steps = cluster.num_steps
     report.virtual_s = cluster.clock.now_s()
     report.preemptions = cluster.num_preemptions
-    report.swapped_in = cluster.num_swapped_in
     report.transitions.update(cluster.transitions)

@@ -20,7 +20,6 @@ class WaitReason(StrEnum):
     CREDIT = "credit from its router"
     PARTNER = "its partner's reservation or acknowledgement"
     FRAMES = "frames from its prefill worker"
-    STORAGE = "its blocks from a storage tier"
     TURN = "answers to hand-overs announced before it, or the start of those that are ready"
     BLOCKS = "blocks that others hold"
     PLACE = "a place in a step"
@@ -32,8 +31,6 @@ def wait_reason_of(scheduler: Scheduler, sequence: Sequence) -> WaitReason:
     match sequence.status:
         case Status.NEW | Status.ARRIVING:
             return WaitReason.FRAMES
-        case Status.LOADING:
-            return WaitReason.STORAGE
         case Status.HOLDING:
             return WaitReason.PARTNER
         case Status.RUNNING if sequence.is_out_of_credit:

@@ -15,7 +15,6 @@ from core.ids import RouterId, TransferId, WorkerId
 from core.plan import StepPlan
 from core.prefix_changes import StorageTier
 from core.session import PoolId, Role, Submit
-from core.stored_block import StorageFault
 from decode_worker.role import DecodeRole
 from engine.scheduling.block_changes import BlockChanges
 from prefill_worker.role import PrefillRole
@@ -50,18 +49,11 @@ def _stores(world: World, node: str) -> tuple[TierStore, ...]:
     shape = world.shape
     bytes_per_s = world.layout.block_bytes / max(shape.copy_block_s, 1e-6)
     stores = []
-
-    def fault() -> StorageFault | None:
-        # Asked for only where it can be: a cluster without faults draws as it did.
-        is_bad = shape.copy_fault_odds and world.rng.random() < shape.copy_fault_odds
-        return StorageFault.UNREACHABLE if is_bad else None
-
     if shape.host_blocks:
-        host = MemoryBlockStore(world.layout, shape.copy_block_s, fault, fault)
+        host = MemoryBlockStore(world.layout, shape.copy_block_s)
         stores.append(TierStore(StorageTier.HOST, host, shape.host_blocks, bytes_per_s))
     if shape.disk_blocks:
-        made = MemoryBlockStore(world.layout, shape.copy_block_s, fault, fault)
-        disk = world.disks.setdefault(node, made)
+        disk = world.disks.setdefault(node, MemoryBlockStore(world.layout, shape.copy_block_s))
         stores.append(TierStore(StorageTier.DISK, disk, shape.disk_blocks, bytes_per_s))
     return tuple(stores)
 

@@ -231,12 +231,7 @@ def _progress_to_wire(m: Progress) -> pb.Progress:
         is_leaving=m.is_leaving,
         storage=[
             pb.StorageLoad(
-                tier=one.tier,
-                blocks=one.blocks,
-                hit_blocks=one.hit_blocks,
-                faults=one.faults,
-                swapped_blocks=one.swapped_blocks,
-                swapped_in_blocks=one.swapped_in_blocks,
+                tier=one.tier, blocks=one.blocks, hit_blocks=one.hit_blocks, faults=one.faults
             )
             for one in m.storage
         ],
@@ -254,15 +249,7 @@ def _progress_from_wire(w: pb.Progress) -> Progress:
         is_ready=w.is_ready,
         is_leaving=w.is_leaving,
         storage=tuple(
-            StorageLoad(
-                one.tier,
-                one.blocks,
-                one.hit_blocks,
-                dict(one.faults),
-                one.swapped_blocks,
-                one.swapped_in_blocks,
-            )
-            for one in w.storage
+            StorageLoad(one.tier, one.blocks, one.hit_blocks, dict(one.faults)) for one in w.storage
         ),
     )
 

@@ -28,13 +28,7 @@ from core.session import (
     Task,
     WorkerTiming,
 )
-from engine.scheduling.events import (
-    PromptComputed,
-    Sampled,
-    SchedulerEvent,
-    SequenceFailed,
-    SwapInBegun,
-)
+from engine.scheduling.events import PromptComputed, Sampled, SchedulerEvent, SequenceFailed
 from engine.scheduling.scheduler import Scheduler
 from engine.scheduling.sequence import Sequence, Status
 from worker.attempt import Attempt
@@ -229,11 +223,6 @@ class AttemptTable:
     def deliver(self, events: list[SchedulerEvent]) -> None:
         """Log tokens and end attempts that are done; hand-overs are the role's."""
         for event in events:
-            if isinstance(event, SwapInBegun):
-                # Only tiers make one.
-                if self._stored is not None:
-                    self._stored.swap_in(event.loading)
-                continue
             if not isinstance(event, Sampled | PromptComputed | SequenceFailed):
                 self.role.take(event)
                 continue
@@ -271,7 +260,7 @@ class AttemptTable:
 
     def _stop_if_over(self, attempt: Attempt, sequence: Sequence) -> None:
         """Stop computing choices that the client no longer waits for."""
-        is_on_its_own = sequence.status in (Status.RUNNING, Status.WAITING, Status.LOADING)
+        is_on_its_own = sequence.status in (Status.RUNNING, Status.WAITING)
         if is_on_its_own and attempt.finished_choices.issuperset(sequence.choices):
             self.scheduler.cancel(sequence)
 

@@ -1,12 +1,11 @@
-"""What a worker does with the storage tiers below its pool: it writes blocks out and loads them.
+"""What a worker does with the storage tiers below its pool: it writes blocks out and loads prompts.
 
 Owns the copies under way and their deadlines. Does not know which blocks are worth it
 (`StorageTiers`) nor where their bytes lie (`BlockStore`).
 
 A prompt whose beginning is stored is loaded before it is submitted to the scheduler, so that it
 finds the blocks in the pool like any other. Nobody else waits for it, and it waits no longer than
-computing would take: whatever fails, or is late, is computed. A preempted sequence waits for its
-blocks in the same way, when it has been given room for them.
+computing would take: whatever fails, or is late, is computed.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ READ_AT_ONCE_BLOCKS = 8
 """Between two reads a load ends that nobody waits for any more."""
 MIN_LOAD_WAIT_S = 0.02
 MAX_LOAD_WAIT_S = 2.0
-"""A sequence waits at least and at most so long for its blocks."""
+"""A prompt waits at least and at most so long for its blocks."""
 STOP_S = 5.0
 """For copies under way when the worker stops."""
 
@@ -67,11 +66,7 @@ def make_tiers(
         )
         block_s = components.layout.block_bytes / one.bytes_per_s
         tiers[one.tier] = Tier(book, block_s, one.min_uses)
-    storage = StorageTiers(
-        scheduler.pool, scheduler.tables, origins, tiers, scheduler.blocks.preempted_next
-    )
-    scheduler.swapping.use(storage)
-    return storage
+    return StorageTiers(scheduler.pool, scheduler.tables, origins, tiers)
 
 
 class StoredPrefixes:
@@ -122,8 +117,6 @@ class StoredPrefixes:
                 len(one.book),
                 counts.hit_blocks[tier],
                 {fault.value: n for (its, fault), n in counts.faults.items() if its is tier},
-                one.book.num_swapped,
-                counts.swapped_in_blocks[tier],
             )
             for tier, one in self._tiers.tiers.items()
         )
@@ -150,7 +143,7 @@ class StoredPrefixes:
     # --- out of the pool --------------------------------------------------------------------------
 
     def write_back(self) -> None:
-        """Copy blocks that leave the pool soon, unless others are being copied."""
+        """Copy blocks that the pool evicts soon, unless others are being copied."""
         if self._is_writing or self._is_stopping:
             return
         writings = self._tiers.pick_writes(MAX_WRITE_BLOCKS)
@@ -197,18 +190,6 @@ class StoredPrefixes:
         if loading is None:
             submit()
             return
-        self._begin(loading, submit)
-
-    def swap_in(self, loading: Loading) -> None:
-        """Load the blocks of a preempted sequence, which goes on then or when they are late."""
-
-        def go_on() -> None:
-            self._scheduler.swapping.end(loading)
-            self._wake()
-
-        self._begin(loading, go_on)
-
-    def _begin(self, loading: Loading, submit: Callable[[], None]) -> None:
         late = _Deadline(submit)
         # Longer than computing them would take, loading has lost.
         wait_s = min(loading.compute_s or MAX_LOAD_WAIT_S, MAX_LOAD_WAIT_S)
@@ -242,8 +223,8 @@ class StoredPrefixes:
         for tier, run in groupby(pairs, key=lambda pair: pair[1][0]):
             copies = [BlockCopy(entry.block, block_id, entry.slot) for block_id, (_, entry) in run]
             for at in range(0, len(copies), READ_AT_ONCE_BLOCKS):
-                # Nobody waits for the others, and the pool has need of their blocks.
-                if late.is_over or loading.sequence.is_finished:
+                # The prompt computes the others itself, and the pool has need of their blocks.
+                if late.is_over:
                     return
                 some = copies[at : at + READ_AT_ONCE_BLOCKS]
                 began_at = self._clock.now_s()

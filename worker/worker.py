@@ -293,7 +293,6 @@ class Worker:
             "arriving": len(self.scheduler.arriving),
             **self.transfers.left(),
             "blocks being loaded": self.stored.num_live if self.stored else 0,
-            "blocks swapped out": self.stored.tiers.num_awaited if self.stored else 0,
         }
         found = {name: count for name, count in left.items() if count}
         if found:

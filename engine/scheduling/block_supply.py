@@ -1,7 +1,7 @@
 """Who gets blocks, in which order, and from whom they are taken back.
 
 Owns the walk down the waiting line with its bounded overtaking, blocks to write to for running
-sequences, copy on write, and preemption. Does not know budgets or the network.
+sequences, copy on write, and preemption by recompute. Does not know budgets or the network.
 """
 
 from __future__ import annotations
@@ -322,26 +322,9 @@ class BlockSupply:
         yielding = self._yielding(set())
         return sum(map(_num_held, yielding))
 
-    def preempted_next(self, num_blocks: int) -> list[int]:
-        """Full blocks of those that would be preempted first, at most so many; none is written to.
-
-        Hand-overs are left out: what they lose is computed again.
-        """
-        running = [s for s in reversed(self._sequences.running) if s.handover is None]
-        found: list[int] = []
-        # As they are chosen: whose client does not read, then the youngest.
-        for sequence in sorted(running, key=lambda s: not s.is_out_of_credit):
-            if len(found) >= num_blocks:
-                break
-            full = sequence.block_table[: len(sequence.parents) - 1]
-            # Second copies of other blocks have no identity.
-            found += filter(self._pool.identity, full)
-        return found[:num_blocks]
-
     def preempt(self, sequence: Sequence) -> None:
-        """Free a sequence's blocks and queue it where it is due.
+        """Free a sequence's blocks and queue it where it is due; its tokens are recomputed later.
 
-        What is cached still when it starts again, or lies in a storage tier, is not computed again.
         A transfer may still read the blocks of a hand-over: they stay pinned until it is drained.
         """
         handover = sequence.handover
@@ -352,10 +335,7 @@ class BlockSupply:
         self.num_preemptions += 1
         sequence.num_preemptions += 1
         self._sequences.remove(sequence)
-        # Nothing is copied now, which would keep whoever needs the blocks waiting: what lies in a
-        # tier was written ahead (`preempted_next`).
-        if self._sequences.storage is not None:
-            self._sequences.storage.swap_out(sequence)
+        # Computed again instead of swapped out (PagedAttention has both): what is cached still is.
         self._sequences.release(sequence)
         sequence.num_computed_tokens = 0
         if sequence.needs_prompt_scores:

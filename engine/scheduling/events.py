@@ -1,4 +1,4 @@
-"""What a step meant, and what became of hand-overs and of preempted sequences.
+"""What a step meant, and what became of hand-overs.
 
 Owns the events that `Scheduler.commit` and `Scheduler.take_events` return. Does not know who acts
 on them.
@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 from core.types import FinishReason, Logprob
 from engine.scheduling.sequence import Sequence
-from engine.scheduling.storage_tiers import Loading
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,24 +71,17 @@ class BlocksReserved:
     """Leading ones whose content is here already."""
 
 
-@dataclass(frozen=True, slots=True)
-class SwapInBegun:
-    """A preempted sequence has blocks again, and those in storage tiers are to be loaded."""
-
-    loading: Loading
-
-
 HandoverEvent = Announced | Started | Preempted | BlocksReserved
-SchedulerEvent = Sampled | PromptComputed | SequenceFailed | HandoverEvent | SwapInBegun
+SchedulerEvent = Sampled | PromptComputed | SequenceFailed | HandoverEvent
 
 
 class HandoverEvents:
     """Those that nobody has taken yet, in order."""
 
     def __init__(self) -> None:
-        self._events: list[HandoverEvent | SwapInBegun] = []
+        self._events: list[HandoverEvent] = []
 
-    def add(self, event: HandoverEvent | SwapInBegun) -> None:
+    def add(self, event: HandoverEvent) -> None:
         """Put an event behind the others."""
         self._events.append(event)
 

@@ -52,7 +52,6 @@ from engine.scheduling.sequence import UNLIMITED_CREDIT, Handover, Sequence, Sta
 from engine.scheduling.sequences import Sequences
 from engine.scheduling.step_budget import StepBudget
 from engine.scheduling.step_planner import StepPlanner
-from engine.scheduling.swapping import Swapping
 
 
 class Scheduler:
@@ -88,10 +87,7 @@ class Scheduler:
         self.holding = self._sequences.holding
         self.arriving = self._sequences.arriving
         self.blocks = BlockSupply(pool, self.tables, limits, self._sequences, self._events)
-        self.swapping = Swapping(self.tables, self._sequences, self.budget, self._events)
-        self._planner = StepPlanner(
-            limits, self.budget, self._sequences, self.blocks, self.swapping, self._events
-        )
+        self._planner = StepPlanner(limits, self.budget, self._sequences, self.blocks, self._events)
         self._content_digest = content_digest
         self._hash_key = hash_key
         self._order: Order = order or ArrivalOrder()
@@ -113,8 +109,7 @@ class Scheduler:
     def take_events(self) -> list[SchedulerEvent]:
         """Return what became of hand-overs in `submit`, `partnered`, `reserve_in_turn` and `plan`.
 
-        Loads of preempted sequences that have begun are among it. To be taken after each of the
-        four, before anything else is asked of the scheduler.
+        To be taken after each of them, before anything else is asked of the scheduler.
         """
         return self._events.take()
 
@@ -304,7 +299,7 @@ class Scheduler:
         self._sequences.cancel(sequence)
 
     def preempt(self, sequence: Sequence) -> None:
-        """Take a running or holding sequence's blocks; it waits where it is due."""
+        """Take a running or holding sequence's blocks; it waits where it is due and recomputes."""
         self.blocks.preempt(sequence)
 
     def fail_all(self) -> list[Sequence]:

@@ -6,7 +6,6 @@ meaning or the network.
     NEW ──submit──▶ WAITING ──plan──▶ RUNNING ──finish──▶ FINISHED
                        ▲                │ │ prompt computed, KV promised to a peer
                        └───preempt──────┘ └──────────────▶ HOLDING ──release──▶ FINISHED
-    WAITING, preempted ──plan──▶ LOADING (from a storage tier) ──loaded──▶ RUNNING, late ──▶ WAITING
     NEW ──starting──▶ RESERVING ──blocks──▶ ARRIVING (KV on its way) ──attach──▶ RUNNING
 """
 
@@ -33,7 +32,6 @@ class Status(Enum):
     HOLDING = auto()
     RESERVING = auto()
     ARRIVING = auto()
-    LOADING = auto()
     FINISHED = auto()
 
 
@@ -100,8 +98,6 @@ class Sequence:
     status: Status = Status.NEW
     num_computed_tokens: int = 0
     num_prefix_hit_tokens: int = 0
-    num_swapped_blocks: int = 0
-    """Full blocks that it lost by preemption, which it looks for in storage tiers."""
     block_table: list[int] = field(default_factory=list)
     spare_blocks: list[int] = field(default_factory=list)
     """Blocks to grow into, one for each choice."""

@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from engine.scheduling.block_tables import BlockTables
 from engine.scheduling.queues import SequenceQueue, WaitingLine
 from engine.scheduling.sequence import Sequence, Status
-from engine.scheduling.storage_tiers import StorageTiers
 from engine.scheduling.tenant_turns import TenantTurns
 
 
@@ -24,9 +23,6 @@ class Sequences:
         self.turns = TenantTurns(self.waiting)
         self.holding: dict[int, Sequence] = {}
         self.arriving: dict[int, Sequence] = {}
-        """Those whose KV is on its way: from another worker, or from a storage tier."""
-        self.storage: StorageTiers | None = None
-        """Where preempted ones find their blocks again."""
         self.executing: frozenset[int] = frozenset()
         """Keys in the step that runs; empty between steps."""
         self.copies_from_free = False
@@ -61,7 +57,7 @@ class Sequences:
                 self.waiting.remove(sequence)
             case Status.HOLDING:
                 del self.holding[sequence.key]
-            case Status.ARRIVING | Status.LOADING:
+            case Status.ARRIVING:
                 del self.arriving[sequence.key]
 
     def release(self, sequence: Sequence) -> None:
@@ -76,8 +72,6 @@ class Sequences:
         if sequence.is_finished:
             return
         self.remove(sequence)
-        if self.storage is not None:
-            self.storage.forget(sequence)
         self._finish(sequence)
         # The step that runs may be writing to its blocks.
         if self.executing:

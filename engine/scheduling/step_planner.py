@@ -19,7 +19,6 @@ from engine.scheduling.events import HandoverEvents, Started
 from engine.scheduling.sequence import Place, Sequence, Status
 from engine.scheduling.sequences import Sequences
 from engine.scheduling.step_budget import StepBudget
-from engine.scheduling.swapping import Swapping
 
 
 @dataclass(slots=True)
@@ -62,14 +61,12 @@ class StepPlanner:
         budget: StepBudget,
         sequences: Sequences,
         blocks: BlockSupply,
-        swapping: Swapping,
         events: HandoverEvents,
     ) -> None:
         self._limits = limits
         self._budget = budget
         self._sequences = sequences
         self._blocks = blocks
-        self._swapping = swapping
         self._events = events
 
     def fill(self, now_s: float) -> Step:
@@ -108,7 +105,7 @@ class StepPlanner:
         giant: Sequence | None = None
         num_kept = 0
         while step.num_left and giant is None and (sequence := next(prompts, None)) is not None:
-            if sequence.status is Status.WAITING and not self._start(sequence, step):
+            if sequence.status is Status.WAITING and not self._start(sequence, step.now_s):
                 continue
             num_half = -(-step.num_left // 2)
             if sequence.num_missing_tokens > num_half:
@@ -133,7 +130,7 @@ class StepPlanner:
         """Let a sequence compute up to `most` tokens, if it can start and finds blocks for them."""
         if not most or not step.num_left:
             return
-        if sequence.status is Status.WAITING and not self._start(sequence, step):
+        if sequence.status is Status.WAITING and not self._start(sequence, step.now_s):
             return
         if sequence.status is not Status.RUNNING:
             return  # it gave its blocks to an older one meanwhile
@@ -147,15 +144,9 @@ class StepPlanner:
         step.num_left -= num_tokens
         step.has_handover = step.has_handover or sequence.handover is not None
 
-    def _start(self, sequence: Sequence, step: Step) -> bool:
-        """Let a waiting sequence run, if there is a place and its blocks are there.
-
-        One that was preempted runs later if its blocks are loaded from a storage tier.
-        """
+    def _start(self, sequence: Sequence, now_s: float) -> bool:
+        """Let a waiting sequence run, if there is a place and its blocks are there."""
         if not self._blocks.has_place(sequence):
-            return False
-        # Loading begins at once, and a block that this step copies from may be free by now.
-        if sequence.num_swapped_blocks and step.copies:
             return False
         hits = self._blocks.take(sequence)
         if hits is None:
@@ -170,9 +161,7 @@ class StepPlanner:
         sequence.status = Status.RUNNING
         # The first start ends its wait in the queue; after a preemption it starts once more.
         if sequence.started_at is None:
-            sequence.started_at = step.now_s
-        if self._swapping.begin(sequence, len(hits)):
-            return False
+            sequence.started_at = now_s
         self._sequences.running.add(sequence)
         if sequence.handover is not None:
             self._events.add(Started(sequence))

@@ -3,20 +3,18 @@
 Owns both decisions and their effect on the books: pool, tiers, counts. Does not know bytes, threads
 or files, and leaves the order in which a tier's blocks leave to `TierBook`.
 
-    pool, blocks that leave next ──pick_writes──▶ copied ──end_write──▶ in the tiers
+    pool, blocks that are evicted next ──pick_writes──▶ copied ──end_write──▶ in the tiers
     waiting prompt ──begin_load──▶ blocks taken, copied ──end_load──▶ cached blocks of the pool
-    preempted sequence ──begin_swap_in──▶ its own blocks, copied ──end_load──▶ it goes on
 
-Blocks are written while they are still cached, shortly before the pool would evict them, or while
-the sequence runs that would be preempted next: evicting and preempting stay assignments, and nobody
-waits for a copy. A block that was given to somebody meanwhile has another identity by then, or
-none, and what was copied is dropped.
+Blocks are written while they are still cached, shortly before the pool would evict them: evicting
+stays an assignment, and nobody waits for a copy. A block that was given to somebody meanwhile has
+another identity by then, or none, and what was copied is dropped.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from core.block_hash import pack_tokens
@@ -29,8 +27,8 @@ from engine.scheduling.sequence import Sequence
 from engine.scheduling.tier_book import Entry, TierBook
 
 AHEAD_BLOCKS = 1_024
-"""Blocks next in line to leave the pool that are looked at. A prompt takes all its blocks at
-once: a longer one may evict some that were not written."""
+"""Blocks next in line for eviction that are looked at. A prompt takes all its blocks at once: a
+longer one may evict some that were not written."""
 LOADING_SHARE = 2
 """Of a pool, at most one block in so many is taken by loads under way: the rest is for those who
 compute."""
@@ -64,7 +62,7 @@ class Loading:
 
     sequence: Sequence
     hits: list[int]
-    """Blocks before them that the pool has; none if the sequence holds them itself."""
+    """Blocks before them that the pool has."""
     block_ids: list[int]
     sources: list[tuple[StorageTier, Entry]]
     """Where each comes from."""
@@ -72,12 +70,6 @@ class Loading:
     """Of the pool's cache, before."""
     compute_s: float
     """What it would take to compute them; 0: not known."""
-    is_swap_in: bool = False
-    """The sequence was preempted, and the blocks are in its table."""
-    is_late: bool = False
-    """The sequence went on without waiting for the end."""
-    num_read: int | None = None
-    """Blocks that are there now; None: the load is under way."""
 
 
 @dataclass(slots=True)
@@ -85,14 +77,12 @@ class TierCounts:
     """What the tiers have done so far."""
 
     hit_blocks: Counter[StorageTier] = field(default_factory=Counter)
-    swapped_in_blocks: Counter[StorageTier] = field(default_factory=Counter)
-    """Of the hits, those for preempted sequences."""
     written_blocks: Counter[StorageTier] = field(default_factory=Counter)
     faults: Counter[tuple[StorageTier, StorageFault]] = field(default_factory=Counter)
     num_computed_instead: int = 0
-    """Sequences whose blocks lay here, and were cheaper to compute."""
+    """Prompts whose blocks lay here, and were cheaper to compute."""
     num_late: int = 0
-    """Sequences that did not wait for their blocks to the end."""
+    """Prompts that did not wait for their blocks to the end."""
 
 
 class StorageTiers:
@@ -104,39 +94,24 @@ class StorageTiers:
         tables: BlockTables,
         origins: BlockOrigins,
         tiers: Mapping[StorageTier, Tier],
-        preempted_next: Callable[[int], list[int]] = lambda num_blocks: [],
     ) -> None:
-        """Start empty.
-
-        Args:
-            pool: Above the tiers.
-            tables: Over the same pool.
-            origins: Notes on its blocks.
-            tiers: The books of each.
-            preempted_next: As in `BlockSupply`; no sequence is swapped out unless given.
-        """
         self.counts = TierCounts()
         self.tiers = dict(sorted(tiers.items()))
         self._pool = pool
         self._tables = tables
         self._origins = origins
-        self._preempted_next = preempted_next
         self._num_loading = 0
         self._ahead = min(AHEAD_BLOCKS, pool.num_blocks)
 
     # --- out of the pool ----------------------------------------------------------------------
 
     def pick_writes(self, max_blocks: int) -> list[Writing]:
-        """Choose blocks that leave soon and are worth keeping; each has its slot already."""
+        """Choose blocks that are evicted soon and worth keeping; each has its slot already."""
         picked: list[Writing] = []
         # With as many free blocks as that, nothing is evicted soon.
         if self._pool.num_free >= min(AHEAD_BLOCKS, self._pool.num_blocks // 2):
             return picked
-        leaving = self._pool.evicted_next(self._ahead)
-        # Sequences are preempted when nothing is free or cached any more.
-        if self._pool.num_available < self._ahead:
-            leaving += self._preempted_next(self._ahead - self._pool.num_available)
-        for block_id in self._origins.undecided(leaving):
+        for block_id in self._origins.undecided(self._pool.evicted_next(self._ahead)):
             if len(picked) >= max_blocks:
                 break
             self._origins.decide(block_id)
@@ -202,36 +177,23 @@ class StorageTiers:
             return None
         hits = self._tables.find_prefix(sequence)
         sources = self._find(sequence, len(hits))
+        room = self._pool.num_blocks // LOADING_SHARE - self._num_loading
         num_unused = sum(self._pool.references(block_id) == 0 for block_id in hits)
-        del sources[min(self._room, self._pool.num_available - num_unused) :]
+        del sources[min(room, self._pool.num_available - num_unused) :]
+        if not sources:
+            return None
         compute_s = len(sources) * sequence.block_size_tokens * token_s
-        if not self._pays(sources, compute_s):
+        if token_s and self._load_s(sources) >= compute_s:
+            self.counts.num_computed_instead += 1
             return None
         # Held, so that what comes before the loaded blocks is there as long as they are.
         for block_id in hits:
             self._pool.share(block_id)
         block_ids = self._pool.allocate(len(sources))
-        self._hold(sources)
-        return Loading(sequence, hits, block_ids, sources, self._pool.num_drops, compute_s)
-
-    @property
-    def _room(self) -> int:
-        """Blocks that further loads may take: a store that hangs keeps them for ever."""
-        return self._pool.num_blocks // LOADING_SHARE - self._num_loading
-
-    def _pays(self, sources: list[tuple[StorageTier, Entry]], compute_s: float) -> bool:
-        """True if loading is predicted to be quicker than computing, or nothing is predicted."""
-        if not sources:
-            return False
-        if compute_s and self._load_s(sources) >= compute_s:
-            self.counts.num_computed_instead += 1
-            return False
-        return True
-
-    def _hold(self, sources: list[tuple[StorageTier, Entry]]) -> None:
         self._num_loading += len(sources)
         for tier, entry in sources:
             self.tiers[tier].book.hold(entry)
+        return Loading(sequence, hits, block_ids, sources, self._pool.num_drops, compute_s)
 
     def _find(self, sequence: Sequence, first: int) -> list[tuple[StorageTier, Entry]]:
         """Find the blocks from `first` on; the last token is always left to compute."""
@@ -262,14 +224,12 @@ class StorageTiers:
     def end_load(self, loading: Loading, faults: list[StorageFault | None]) -> int:
         """Register what was read, up to the first fault, and give all of it back to the pool.
 
-        Blocks of a sequence that swaps in are registered when it goes on (`Swapping.end`).
-
         Args:
             loading: Under way until now.
             faults: Of the leading blocks; the copies behind them were not tried.
 
         Returns:
-            Blocks that are there now.
+            Blocks that are cached now.
         """
         num_read = 0
         while num_read < len(faults) and faults[num_read] is None:
@@ -279,15 +239,11 @@ class StorageTiers:
         # The pool's memory was lost meanwhile: what was read lies in none, or in another's.
         if loading.num_drops != self._pool.num_drops:
             num_read = 0
-        # What comes before the blocks may have left with their sequence.
-        if loading.is_swap_in and (loading.is_late or loading.sequence.is_finished):
-            num_read = 0
         self._register(loading, num_read)
         self._pool.free([*loading.hits, *loading.block_ids])
         self._num_loading -= len(loading.block_ids)
         for tier, entry in loading.sources:
             self.tiers[tier].book.release(entry)
-        loading.num_read = num_read
         return num_read
 
     def _register(self, loading: Loading, num_read: int) -> None:
@@ -295,75 +251,16 @@ class StorageTiers:
         if not num_read:
             return
         # Another sequence may have computed the same meanwhile: then a copy is nobody's.
-        if not loading.is_swap_in:
-            self._tables.register_loaded(sequence, loading.hits, loading.block_ids[:num_read])
+        self._tables.register_loaded(sequence, loading.hits, loading.block_ids[:num_read])
         weight = self._origins.weight_of(sequence)
         for tier, one in self.tiers.items():
             read = [entry for source, entry in loading.sources[:num_read] if source is tier]
+            one.book.use(read, weight)
             self.counts.hit_blocks[tier] += len(read)
-            # The sequence that swaps them in has had them already.
-            if loading.is_swap_in:
-                self.counts.swapped_in_blocks[tier] += len(read)
-            else:
-                one.book.use(read, weight)
 
     def _fail(self, tier: StorageTier, entry: Entry, fault: StorageFault) -> None:
         self.counts.faults[tier, fault] += 1
         self.tiers[tier].book.drop(entry)
-
-    # --- preempted sequences ------------------------------------------------------------------
-
-    def swap_out(self, sequence: Sequence) -> None:
-        """Pin in the tiers what a sequence has computed, which it loses now.
-
-        `begin_swap_in` or `forget` follows. A hand-over is computed again, and so is a sequence
-        that must run alone: others would start while it loads.
-        """
-        if (
-            sequence.handover is not None
-            or sequence.run_alone
-            or not self._tables.may_hit(sequence)
-        ):
-            return
-        num_full = sequence.num_computed_tokens // sequence.block_size_tokens
-        sequence.num_swapped_blocks = num_full
-        for tier in self.tiers.values():
-            tier.book.swap_out(self._origins.chain(sequence, num_full)[1 : num_full + 1])
-
-    def forget(self, sequence: Sequence) -> None:
-        """A sequence goes on or ends: its blocks are pinned no more. Idempotent."""
-        num_full, sequence.num_swapped_blocks = sequence.num_swapped_blocks, 0
-        for tier in self.tiers.values() if num_full else ():
-            tier.book.swapped_in(self._origins.chain(sequence, num_full)[1 : num_full + 1])
-
-    def begin_swap_in(self, sequence: Sequence, num_hits: int, token_s: float) -> Loading | None:
-        """Load what a preempted sequence lacks into blocks that it has just been given.
-
-        Args:
-            sequence: Has its whole table; it must not compute before `end_load`.
-            num_hits: Leading blocks of the table whose content was still in the pool.
-            token_s: As in `begin_load`.
-
-        Returns:
-            None if the tiers have nothing of it, or computing is cheaper.
-        """
-        self.forget(sequence)
-        sources = self._find(sequence, num_hits)[: self._room]
-        compute_s = len(sources) * sequence.block_size_tokens * token_s
-        if not self._pays(sources, compute_s):
-            return None
-        block_ids = sequence.block_table[num_hits : num_hits + len(sources)]
-        # References of the load's own: the sequence may be cancelled while it is copied to.
-        for block_id in block_ids:
-            self._pool.share(block_id)
-        self._hold(sources)
-        num_drops = self._pool.num_drops
-        return Loading(sequence, [], block_ids, sources, num_drops, compute_s, is_swap_in=True)
-
-    @property
-    def num_awaited(self) -> int:
-        """Blocks that preempted sequences go on with; zero at rest."""
-        return sum(tier.book.num_awaited for tier in self.tiers.values())
 
     def learn(self, tier: StorageTier, num_blocks: int, took_s: float) -> None:
         """Learn from a load how long a block takes."""

@@ -18,7 +18,6 @@ ranks the deepest leaves first, since nothing behind a gap can be found.
 from __future__ import annotations
 
 import heapq
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -29,8 +28,6 @@ from engine.scheduling.block_changes import BlockChanges
 
 DEEP_TOKENS = 4_096
 """Attention over so many tokens costs about as much again as everything else in a block."""
-SWAPPED_SHARE = 2
-"""At most one block in so many is pinned for preempted sequences."""
 STALE_RANKS = 4
 """Ranks that no longer count are swept once there are so many for each block."""
 
@@ -53,8 +50,6 @@ class Entry:
     """When it was ranked last; older ranks do not count."""
     is_written: bool = False
     is_pinned: bool = False
-    is_swapped: bool = False
-    """Pinned for preempted sequences, until they go on."""
     num_readers: int = 0
     """Copies out of the slot that are under way: it is kept for them."""
     is_dropped: bool = False
@@ -84,15 +79,10 @@ class TierBook:
         """
         self.num_slots = num_slots
         self.num_pinned = 0
-        self.num_swapped = 0
-        """Blocks pinned for preempted sequences."""
         self.num_evicted = 0
         self._block_size_tokens = block_size_tokens
         self._pin_uses = pin_uses
         self._max_pinned = max_pinned
-        self._max_swapped = num_slots // SWAPPED_SHARE
-        self._swapped: Counter[ChainDigest] = Counter()
-        """Preempted sequences that go on with a block, which may come later than its sequence."""
         self._changes = changes
         self._slots: list[Entry | None] = [None] * num_slots
         """What is found in each."""
@@ -152,41 +142,6 @@ class TierBook:
             self._num_lingering -= 1
             self._free.append(entry.slot)
 
-    # --- preempted sequences ------------------------------------------------------------------
-
-    @property
-    def num_awaited(self) -> int:
-        """Blocks that preempted sequences go on with, be they here or not; zero at rest."""
-        return len(self._swapped)
-
-    def swap_out(self, digests: Iterable[ChainDigest]) -> None:
-        """Pin blocks of a preempted sequence, those yet to come too, as far as the share goes."""
-        for digest in digests:
-            self._swapped[digest] += 1
-            entry = self._entries.get(digest)
-            if entry is not None:
-                self._pin_if_swapped(entry)
-
-    def swapped_in(self, digests: Iterable[ChainDigest]) -> None:
-        """A sequence given to `swap_out` goes on or has ended: its blocks rank like any others."""
-        for digest in digests:
-            self._swapped[digest] -= 1
-            if self._swapped[digest]:
-                continue
-            del self._swapped[digest]
-            entry = self._entries.get(digest)
-            if entry is not None and entry.is_swapped:
-                entry.is_swapped = False
-                self.num_swapped -= 1
-                self._rank(entry, entry.rank)
-
-    def _pin_if_swapped(self, entry: Entry) -> None:
-        # One that is being written has no rank yet, by which it could leave.
-        is_due = entry.is_written and entry.block.digest in self._swapped
-        if is_due and not entry.is_swapped and self.num_swapped < self._max_swapped:
-            entry.is_swapped = True
-            self.num_swapped += 1
-
     # --- coming and going ---------------------------------------------------------------------
 
     def admit(
@@ -216,7 +171,6 @@ class TierBook:
         entry.is_written = True
         self._rank(entry, entry.rank)
         self._pin_if_due(entry)
-        self._pin_if_swapped(entry)
         self._slots[entry.slot] = entry
         if self._changes is not None:
             self._changes.stored(entry.block.name)
@@ -235,8 +189,6 @@ class TierBook:
         del self._entries[entry.block.digest]
         if entry.is_pinned:
             self.num_pinned -= 1
-        if entry.is_swapped:
-            self.num_swapped -= 1
         if entry.is_written:
             self._slots[entry.slot] = None
             if self._changes is not None:
@@ -276,7 +228,7 @@ class TierBook:
 
     def _rank(self, entry: Entry, rank: float) -> None:
         entry.rank = rank
-        if entry.is_pinned or entry.is_swapped:
+        if entry.is_pinned:
             return
         self._turn += 1
         entry.turn = self._turn
@@ -287,13 +239,12 @@ class TierBook:
 
     @staticmethod
     def _counts(ranked: tuple[float, int, int, Entry]) -> bool:
-        """True unless the block has left, ranks otherwise by now, or is pinned.
+        """True unless the block has left, ranks otherwise by now, or is pinned, which never ends.
 
         Pinned ones sink below all others: each eviction would have to step over every one of them.
         """
         entry = ranked[-1]
-        is_pinned = entry.is_pinned or entry.is_swapped
-        return not (entry.is_dropped or is_pinned) and entry.turn == ranked[2]
+        return not (entry.is_dropped or entry.is_pinned) and entry.turn == ranked[2]
 
     def _evict(self) -> bool:
         """Let the lowest block leave that is not pinned or read; False if there is none."""
@@ -331,7 +282,6 @@ class TierBook:
         """
         slots = {entry.slot for entry in self._entries.values()}
         num_pinned = sum(entry.is_pinned for entry in self._entries.values())
-        num_swapped = sum(entry.is_swapped for entry in self._entries.values())
         num_known = len(self._free) + len(self._entries) + self._num_lingering
         is_balanced = (
             num_known == self.num_slots
@@ -339,11 +289,10 @@ class TierBook:
             and slots.isdisjoint(self._free)
             and len(set(self._free)) == len(self._free)
             and num_pinned == self.num_pinned
-            and num_swapped == self.num_swapped <= self._max_swapped
         )
         if not is_balanced:
             raise InvariantViolation(
                 f"tier of {self.num_slots}: {len(self._free)} free, {len(self._entries)} known, "
-                f"{self._num_lingering} lingering, {num_pinned} of {self.num_pinned} pinned, "
-                f"{num_swapped} of {self.num_swapped} swapped out do not add up"
+                f"{self._num_lingering} lingering, {num_pinned} of {self.num_pinned} pinned do "
+                "not add up"
             )

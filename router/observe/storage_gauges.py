@@ -26,22 +26,11 @@ def storage_gauges(
     What a newer worker reports beside the known tiers and reasons is left out: labels are few.
     """
     hits = GrowingCounts()
-    swapped_in = GrowingCounts()
     faults = GrowingCounts()
 
     def read_blocks() -> dict[str, int]:
         live = [one for one in read_workers() if one.state is SessionState.LIVE]
         return _sums(TIERS, ((it.tier, it.blocks) for one in live for it in one.storage))
-
-    def read_swapped() -> dict[str, int]:
-        live = [one for one in read_workers() if one.state is SessionState.LIVE]
-        return _sums(TIERS, ((it.tier, it.swapped_blocks) for one in live for it in one.storage))
-
-    def read_swapped_in() -> dict[str, int]:
-        for worker in read_workers():
-            counts = ((it.tier, it.swapped_in_blocks) for it in worker.storage)
-            swapped_in.note(worker, _sums(TIERS, counts))
-        return {tier: swapped_in.sums[tier] for tier in TIERS}
 
     def read_hits() -> dict[str, int]:
         for worker in read_workers():
@@ -58,8 +47,6 @@ def storage_gauges(
     return {
         metrics.STORED_BLOCKS: read_blocks,
         metrics.STORED_HITS: read_hits,
-        metrics.STORED_SWAPPED: read_swapped,
-        metrics.STORED_SWAPPED_IN: read_swapped_in,
         metrics.STORAGE_FAULTS: read_faults,
     }
 

@@ -24,6 +24,7 @@ CHANGES = {
     "_tombstones": "cancelled attempts and ended transfers are known for a while",
     "_released": "what ranks forget with the next plan",
     "_output_tokens": "what tenants' last requests had, of so many tenants",
+    "_work": "what prompts of each tier would wait for, as last read",
     "_roots": "of the cache",
     "_records": "of the cache",
     "_record_bytes": "of the cache",
@@ -61,6 +62,7 @@ BEGINS_ABOVE_0 = {
     "_num_routers",
     # One count for each tier.
     "num_refused",
+    "num_overflowed",
 }
 
 

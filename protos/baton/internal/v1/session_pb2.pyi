@@ -393,7 +393,7 @@ class StepFrame(_message.Message):
     def __init__(self, step_id: _Optional[int] = ..., deltas: _Optional[_Iterable[_Union[TokenDelta, _Mapping]]] = ..., ended: _Optional[_Iterable[_Union[AttemptEnded, _Mapping]]] = ...) -> None: ...
 
 class StorageLoad(_message.Message):
-    __slots__ = ("tier", "blocks", "hit_blocks", "faults", "swapped_blocks", "swapped_in_blocks")
+    __slots__ = ("tier", "blocks", "hit_blocks", "faults")
     class FaultsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -405,15 +405,11 @@ class StorageLoad(_message.Message):
     BLOCKS_FIELD_NUMBER: _ClassVar[int]
     HIT_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     FAULTS_FIELD_NUMBER: _ClassVar[int]
-    SWAPPED_BLOCKS_FIELD_NUMBER: _ClassVar[int]
-    SWAPPED_IN_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     tier: str
     blocks: int
     hit_blocks: int
     faults: _containers.ScalarMap[str, int]
-    swapped_blocks: int
-    swapped_in_blocks: int
-    def __init__(self, tier: _Optional[str] = ..., blocks: _Optional[int] = ..., hit_blocks: _Optional[int] = ..., faults: _Optional[_Mapping[str, int]] = ..., swapped_blocks: _Optional[int] = ..., swapped_in_blocks: _Optional[int] = ...) -> None: ...
+    def __init__(self, tier: _Optional[str] = ..., blocks: _Optional[int] = ..., hit_blocks: _Optional[int] = ..., faults: _Optional[_Mapping[str, int]] = ...) -> None: ...
 
 class Progress(_message.Message):
     __slots__ = ("steps", "layers_done", "work_in_hand", "num_waiting", "num_running", "waiting_tokens", "free_blocks", "cached_blocks", "rank_pids", "is_ready", "is_leaving", "storage", "num_preemptions")

@@ -15,20 +15,18 @@ def view(name, state, *storage, incarnation=1):
 
 def test_live_workers_are_summed_up_and_every_label_is_there():
     views = [
-        view("a", SessionState.LIVE, StorageLoad("disk", 7, 3, {"no_space": 2}, 4, 2)),
+        view("a", SessionState.LIVE, StorageLoad("disk", 7, 3, {"no_space": 2})),
         view(
             "b",
             SessionState.LIVE,
             StorageLoad("host", 5, 1, {"damaged": 1}),
-            StorageLoad("disk", 1, 0, {"no_space": 4}, 1),
+            StorageLoad("disk", 1, 0, {"no_space": 4}),
         ),
-        view("lost", SessionState.LOST, StorageLoad("disk", 100, 100, {"foreign": 100}, 9, 50)),
+        view("lost", SessionState.LOST, StorageLoad("disk", 100, 100, {"foreign": 100})),
     ]
     read = storage_gauges(lambda: views)
     assert read[metrics.STORED_BLOCKS]() == {"host": 5, "disk": 8}
     assert read[metrics.STORED_HITS]() == {"host": 1, "disk": 103}
-    assert read[metrics.STORED_SWAPPED]() == {"host": 0, "disk": 5}, "what left waits no more"
-    assert read[metrics.STORED_SWAPPED_IN]() == {"host": 0, "disk": 52}
     faults = read[metrics.STORAGE_FAULTS]()
     named = {"no_space": 6, "damaged": 1, "foreign": 100}
     assert {name: n for name, n in faults.items() if n} == named

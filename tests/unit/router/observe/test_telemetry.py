@@ -176,7 +176,7 @@ def test_a_storage_tier_has_one_label_and_a_keys_tier_another():
     """A dashboard joins metrics by their labels."""
     by_tier = [m for m in metrics.ALL if "storage tier" in m.description and m.labels]
     labels = {m.name: m.labels for m in by_tier if m is not metrics.STORAGE_FAULTS}
-    assert len(labels) == 5 and set(labels.values()) == {("storage",)}
+    assert len(labels) == 3 and set(labels.values()) == {("storage",)}
 
 
 REQUEST_LEVEL = {
