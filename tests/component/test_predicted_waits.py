@@ -129,7 +129,7 @@ async def test_a_queue_at_the_workers_refuses_and_figures_without_sense_do_not(
     servers.attempts.run = speak
     who = WorkerDescriptor("w", Role.PREFILL, 1, "a", "b", "tiny", "digest", 16, 1_000, 2_048)
     busy = Candidate(who, Load(waiting_tokens=50), prefill_tokens_per_s=tokens_per_s)
-    servers.service._admission._shedding._read_workers = lambda: [busy]
+    servers.service._admission._shedding._read_workers = lambda tier: [busy]
     async with servers.opened(), servers.web("acme") as http, full(servers):
         reply = await http.post("/v1/completions", json={**BODY, "prompt": "a" * 100})
     assert reply.status_code == status
