@@ -55,7 +55,7 @@ async def test_a_client_that_leaves_gives_everything_back(stage):
         for _ in range(TRIALS * 20):
             if done == TRIALS:
                 break
-            admission._max_running = 0 if stage == "waiting for a permit" else 64
+            admission._permits.num_permits = 0 if stage == "waiting for a permit" else 64
             events = []
             prompt = [rng.randrange(10, 250) for _ in range(rng.randint(60, 300))]
             request = cluster.request(
