@@ -153,8 +153,9 @@ class Charging:
         if limits == NOTHING and not at_once:
             return None
         key = first.identity.key or ANYBODY
+        limit = min(filter(None, (limits.tokens, at_once)), default=0)
         tokens = sum(
-            _most_tokens(request, params, limits.tokens or at_once)
+            _most_tokens(request, params, limit)
             for params, request in zip(all_params, made, strict=True)
         )
         let_go = self._hold(key, tokens, at_once)

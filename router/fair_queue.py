@@ -5,8 +5,8 @@ wait for.
 
 The order is that of stride scheduling: a tenant's next waiter has a pass, its further ones follow
 at its stride, which is shorter for a larger weight, and the lowest pass is served first. Who comes
-begins one stride beyond the pass that was served last, so that leaving and coming back gains
-nothing.
+begins one stride beyond the pass that was served last. Who has left and comes back goes on where it
+was, so that one request at a time is no way to more turns, until nobody waits any more.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from typing import Generic, TypeVar
 Waiter = TypeVar("Waiter")
 STRIDE = 1 << 20
 """Of a tenant of weight 1."""
+MAX_LEFT = 4_096
+"""Tenants without a waiter whose passes are known: those that left last."""
 
 
 @dataclass(slots=True)
@@ -53,6 +55,8 @@ class FairQueue(Generic[Waiter]):
         self._joined: OrderedDict[Waiter, str] = OrderedDict()
         """Every waiter's tenant, the first that came first."""
         self._served_pass = 0
+        self._left: OrderedDict[str, int] = OrderedDict()
+        """The next pass of tenants that wait no more."""
 
     def __len__(self) -> int:
         """Waiters of all tenants."""
@@ -133,7 +137,16 @@ class FairQueue(Generic[Waiter]):
         del self._joined[waiter]
         if not found.waiters:
             del self._tenants[tenant]
+            self._note_left(tenant, found.next_pass)
         return True
+
+    def _note_left(self, tenant: str, next_pass: int) -> None:
+        self._left[tenant] = next_pass
+        self._left.move_to_end(tenant)
+        if len(self._left) > MAX_LEFT:
+            self._left.popitem(last=False)
+        if not self._tenants:  # nobody has gone without for them
+            self._left.clear()
 
     def peek(self, may_go: Callable[[Waiter], bool] | None = None) -> Waiter | None:
         """The next waiter whose tenant's first may go; None if there is none."""
@@ -160,6 +173,8 @@ class FairQueue(Generic[Waiter]):
         return max(1, round(STRIDE / self._weights.get(tenant, 1.0)))
 
     def _first_pass(self, tenant: str) -> int:
+        if tenant in self._left:
+            return max(self._served_pass, self._left[tenant])
         return self._served_pass + self._stride_of(tenant)
 
     def _add(self, tenant: str, waiter: Waiter) -> None:
@@ -167,6 +182,7 @@ class FairQueue(Generic[Waiter]):
         if found is None:
             found = _Tenant(self._stride_of(tenant), self._first_pass(tenant))
             self._tenants[tenant] = found
+            self._left.pop(tenant, None)
         found.waiters[waiter] = None
         self._joined[waiter] = tenant
 

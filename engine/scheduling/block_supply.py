@@ -6,7 +6,6 @@ sequences, copy on write, and preemption by recompute. Does not know budgets or 
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -262,29 +261,49 @@ class BlockSupply:
         first.
         """
         # Not what would run ahead of its partner: that may be for nobody.
-        line = list(itertools.islice(self._sequences.waiting.ready, LOOK_AHEAD))
+        line = list(self._sequences.waiting.ready)
         if self._sequences.executing or not may_yield(self._sequences.running, line):
             return
         num_blocks = 0
         starting: list[Sequence] = []
+        num_looked_at = 0
+        hopeless: set[tuple[str, float]] = set()
         for sequence in line:
-            if sequence.run_alone:
+            # Nobody is called in before one that waits for an empty engine.
+            if _needs_every_place(sequence) or num_looked_at == LOOK_AHEAD:
+                return
+            kind = (sequence.tenant, sequence.delay_s)
+            if sequence.run_alone or kind in hopeless:
                 continue
+            num_looked_at += 1
             num_needed = num_blocks + self.num_needed(sequence, num_blocks)
-            yielding = []
             if not self._has_room(num_needed, len(starting)):
                 yielding = victims(self._sequences.running, starting, sequence)
-            if num_needed > self._pool.num_available + sum(map(_num_held, yielding)):
-                continue  # not even all of them would do
-            for victim in yielding:
-                if self._has_room(num_needed, len(starting)):
-                    break
-                self.preempt(victim)
-                # Or it would take its place again: it came before.
-                self._sequences.waiting.move_before(yielding[-1].due, sequence)
+                if not yielding:
+                    # Nor to those of its kind behind it, however many they are.
+                    hopeless.add(kind)
+                self._call_in(sequence, yielding, num_needed, len(starting))
             if self._has_room(num_needed, len(starting)):
                 num_blocks = num_needed
                 starting.append(sequence)
+
+    def _call_in(
+        self, sequence: Sequence, yielding: list[Sequence], num_blocks: int, num_places: int
+    ) -> None:
+        """Preempt as few of those who yield as do, if there are enough, and put it before them."""
+        num_active = sum(not one.is_out_of_credit for one in yielding)
+        num_left = num_blocks - sum(map(_num_held, yielding))
+        if not self._has_room(num_left, num_places - num_active):
+            return  # not even all of them would do
+        for victim in yielding:
+            if self._has_room(num_blocks, num_places):
+                return
+            # Who is parked takes no place.
+            if victim.is_out_of_credit and num_blocks <= self._pool.num_available:
+                continue
+            self.preempt(victim)
+            # Or it would take its place again: it came before.
+            self._sequences.waiting.move_before(yielding[-1].due, sequence)
 
     def _has_room(self, num_blocks: int, num_places: int) -> bool:
         """True if so many blocks are there, and a place beside so many."""

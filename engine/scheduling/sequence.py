@@ -90,8 +90,8 @@ class Sequence:
     tenant: str = ""
     weight: float = 1.0
     """Of its tenant."""
-    number: float = 0.0
-    """Sequences that its tenant had here when it came, by the tenant's weight."""
+    number: int = 0
+    """Sequences of its tenant that came before it, since the tenant had nothing here."""
     num_overtaken: int = 0
     """Sequences behind it that took blocks while it waited for some."""
     handover: Handover | None = None

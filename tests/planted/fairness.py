@@ -257,8 +257,8 @@ BUGS = [
     Bug(
         "what a tenant runs does not count for its turn",
         "engine/scheduling/tenant_turns.py",
-        "newcomer.number = self._num_of[newcomer.tenant] /",
-        "newcomer.number = sum(s.tenant == newcomer.tenant for s in self._waiting) /",
+        "newcomer.number = self._counts[newcomer.tenant].num_came",
+        "newcomer.number = sum(s.tenant == newcomer.tenant for s in self._waiting)",
         f"{TURNS}::test_what_runs_counts_so_that_one_at_a_time_is_no_way_to_more_turns",
     ),
     Bug(
@@ -278,7 +278,7 @@ BUGS = [
     Bug(
         "a newcomer passes an answer that lost its blocks",
         "engine/scheduling/tenant_turns.py",
-        "        and waiting.started_at is None\n",
+        "            and waiting.started_at is None\n",
         "",
         f"{TURNS}::test_an_answer_that_lost_its_blocks_is_passed_by_nobody",
     ),

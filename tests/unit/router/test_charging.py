@@ -234,6 +234,8 @@ async def test_what_could_never_be_held_is_refused_for_good(quotas):
     with pytest.raises(InvalidRequest, match="may use 251 tokens .* limit at once is 250"):
         await it.charge([params(max_tokens=241)], [made(10, 241)])
     assert await it.charge([params()], [made(10, 100_000)]), "an estimate keeps nobody out"
+    both = charging(quotas, tokens_at_once=250, tokens_per_minute=100_000)
+    assert await both.charge([params()], [made(10, 100_000)]), "nor beside a larger quota"
 
 
 @with_one_router

@@ -3,7 +3,7 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from router.fair_queue import FairQueue
+from router.fair_queue import MAX_LEFT, FairQueue
 
 
 def taken(line):
@@ -94,6 +94,33 @@ def test_who_comes_back_each_time_waits_for_its_turn_each_time():
         served += [line.take(), line.take()]
     assert served == ["a1", "a2", "b1", "a3", "b2"]
     assert line.oldest == "a4" and taken(line) == ["a4"] and line.oldest is None
+
+
+def test_what_was_taken_while_nobody_else_waited_is_owed_to_nobody():
+    line = FairQueue(10)
+    line.join("a", "a0")
+    line.take("a", 100.0)
+    line.join("b", "b0")
+    line.join("a", "a1")
+    assert line.num_ahead("c") == 2 and taken(line) == ["b0", "a1"]
+    line.join("b", "b1")
+    line.join("a", "a2")
+    line.take("a", 5.0)
+    for number in range(4):
+        line.join("b", f"b{2 + number}")
+    line.join("a", "a3")
+    assert line.num_ahead("a") == 6 and taken(line)[-1] == "a3"
+
+
+def test_only_those_that_left_last_are_known():
+    line = FairQueue(2)
+    line.join("waits", "on and on")
+    for number in range(MAX_LEFT + 5):
+        line.join(f"t{number}", number)
+        line.take(f"t{number}", 9.0)
+    assert len(line._left) == MAX_LEFT and "t4" not in line._left
+    line.take("waits")
+    assert not line._left
 
 
 def test_who_weighs_more_may_have_more_waiting():

@@ -22,7 +22,7 @@ def of(tenant, name, tier="standard", prompt=PROMPT, **sampling):
 
 
 def engine_of(**sizes):
-    weights = {"standard": {"heavy": 3.0}}
+    weights = {"standard": {"heavy": 3.0, "vast": 1000.0}}
     return Engine(cache=False, order=ArrivalOrder({"low": 60.0}, weights), **sizes)
 
 
@@ -68,6 +68,16 @@ def test_what_has_ended_counts_no_more():
     for name in ("a0", "a1", "b3"):
         engine.submit(of(name[0], name))
     assert names(engine) == ["a0", "b3", "a1"]
+
+
+def test_what_has_ended_counts_no_more_beside_what_has_not():
+    engine = engine_of(max_sequences=2)
+    engine.submit(of("b", "b0", **LONG))
+    ended = [engine.submit(of("b", f"b{n}")) for n in (1, 2, 3)]
+    engine.run_to(lambda: all(s.is_finished for s in ended))
+    for name in ("a0", "a1", "a2", "b4"):
+        engine.submit(of(name[0], name))
+    assert names(engine) == ["a0", "a1", "b4", "a2"]
 
 
 def test_a_tenant_has_turns_by_its_weight():
@@ -187,6 +197,96 @@ def test_what_yielded_goes_on_token_for_token():
     expected = alone.run()
     assert {key: out for key, out in beside.run().items() if key[0] != "b0"} == expected
     assert beside.scheduler.num_preemptions == 1
+
+
+def test_a_tenant_that_keeps_coming_keeps_no_others_many_from_ending():
+    """Of the flood's last ones each has a late round, and b always fewer here than that."""
+    engine = engine_of(max_sequences=2)
+    flood = [engine.submit(of("a", f"a{n}")) for n in range(8)]
+    stream, num_came = [], 0
+    while not all(s.is_finished for s in flood):
+        stream = [s for s in stream if not s.is_finished]
+        for _ in range(4 - len(stream)):
+            stream.append(engine.submit(of("b", f"b{num_came}")))
+            num_came += 1
+        engine.step()
+        assert engine.num_steps < 60, "they never end"
+    assert num_came > 8, "b came on and on"
+
+
+def test_nobody_passes_what_its_own_tenant_sent_before():
+    engine = engine_of()
+    flood = [engine.submit(of("a", f"a{n}")) for n in range(6)]
+    for number in range(4):
+        engine.submit(of("b", f"b{number}"))
+    for number in (0, 1, 2, 3, 5):
+        engine.scheduler.cancel(flood[number])
+    engine.submit(of("a", "a6"))
+    assert names(engine) == ["b0", "b1", "b2", "b3", "a4", "a6"]
+
+
+def test_who_weighs_little_keeps_its_oldest_answer():
+    engine = engine_of(num_blocks=200, max_sequences=4)
+    many = [engine.submit(of("b", f"b{n}", **LONG)) for n in range(4)]
+    engine.run_to(lambda: all(s.num_output_tokens for s in many))
+    for number in range(8):
+        engine.submit(of("vast", f"v{number}", **LONG))
+    engine.run_to(lambda: running_of(engine, "vast") == 3)
+    for _ in range(5):
+        engine.step()
+    assert (many[0].status, many[0].num_preemptions) == (Status.RUNNING, 0)
+
+
+def test_those_who_yielded_before_hide_no_newcomer_however_many_they_are(monkeypatch):
+    monkeypatch.setattr("engine.scheduling.block_supply.LOOK_AHEAD", 2)
+    engine = engine_of(num_blocks=200)
+    many = [engine.submit(of("a", f"a{n}", **LONG)) for n in range(8)]
+    engine.run_to(lambda: all(s.num_output_tokens for s in many))
+    for number in range(2):
+        engine.submit(of("b", f"b{number}", **LONG))
+    engine.run_to(lambda: running_of(engine, "b") == 2)
+    newcomer = engine.submit(of("c", "c0"))
+    assert names(engine)[:2] == ["a6", "a7"]
+    assert newcomer.key in lengths(engine.step())
+
+
+def test_nobody_is_called_in_before_one_that_waits_to_run_alone():
+    engine = engine_of(num_blocks=200, max_sequences=4)
+    many = [engine.submit(of("a", f"a{n}", **LONG)) for n in range(4)]
+    engine.run_to(lambda: all(s.num_output_tokens for s in many))
+    lone = engine.scheduler.new_sequence(of("c", "c0"), 1, (0,), (), 0.0)
+    lone.run_alone = True
+    engine.scheduler.submit(lone)
+    engine.submit(of("b", "b0"))
+    engine.step()
+    assert (names(engine), running_of(engine, "a")) == (["c0", "b0"], 4)
+
+
+def with_parked(engine, active, parked, last):
+    """Let all run, those parked out of credit, the last beside them."""
+    many = [engine.submit(of("a", f"a{n}", **LONG)) for n in range(active + parked)]
+    engine.run_to(lambda: all(s.num_output_tokens for s in many))
+    for one in many[active:]:
+        one.credit = one.num_output_tokens
+    others = [engine.submit(of("b", f"b{n}", **LONG)) for n in range(last)]
+    engine.run_to(lambda: all(s.num_output_tokens for s in others))
+    return many
+
+
+def test_what_is_parked_yields_no_place_since_it_takes_none():
+    engine = engine_of(num_blocks=200, max_sequences=4)
+    many = with_parked(engine, active=3, parked=1, last=1)
+    newcomer = engine.submit(of("c", "c0"))
+    assert newcomer.key in lengths(engine.step())
+    assert [s.num_preemptions for s in many] == [0, 0, 1, 0]
+
+
+def test_nobody_yields_where_the_places_of_all_would_not_do():
+    engine = engine_of(num_blocks=30, max_sequences=3)
+    many = with_parked(engine, active=2, parked=1, last=1)
+    engine.submit(of("c", "c0", prompt=[2] * 4 * (engine.pool.num_available + 1)))
+    engine.step()
+    assert names(engine) == ["c0"] and [s.status for s in many] == [Status.RUNNING] * 3
 
 
 @settings(deadline=None)
