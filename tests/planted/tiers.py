@@ -140,8 +140,8 @@ BUGS = [
     Bug(
         "blocks are taken in vain",
         "engine/scheduling/block_supply.py",
-        "if num_needed > self._pool.num_available + sum(map(_num_held, yielding)):",
-        "if False:",
+        "        if not self._has_room(num_left, num_places - num_active):",
+        "        if False:",
         ENGINE + "test_nothing_is_taken_from_the_own_tier_from_those_that_are_due_or_in_vain",
     ),
     Bug(
